@@ -1,0 +1,106 @@
+//! What can be wrong with a request, in the texts that etcd's clients match.
+
+use std::fmt;
+
+/// What a caller can do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The request is malformed: mend it.
+    Invalid,
+    /// It asks for a revision that is not there.
+    OutOfRange,
+    /// What it names does not exist.
+    NotFound,
+    /// The state does not allow it.
+    FailedPrecondition,
+    /// A limit is reached: free something, or wait.
+    Exhausted,
+}
+
+/// Why the state machine, or the check before it, refuses a request. Identical on every replica.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Error {
+    /// A key is empty.
+    EmptyKey,
+    /// A key is longer than the cluster allows.
+    KeyTooLarge {
+        /// Its length.
+        bytes: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// `ignore_value` or `ignore_lease` on a key that is not there, or an empty operation.
+    KeyNotFound,
+    /// `ignore_value` together with a value.
+    ValueProvided,
+    /// `ignore_lease` together with a lease.
+    LeaseProvided,
+    /// More operations than a transaction may have.
+    TooManyOps,
+    /// A transaction writes one key twice.
+    DuplicateKey,
+    /// The request, encoded, is over the limit.
+    RequestTooLarge,
+    /// An unknown sort order or target.
+    InvalidSortOption,
+    /// The revision is compacted.
+    Compacted,
+    /// The revision is in the future.
+    FutureRevision,
+    /// No such lease.
+    LeaseNotFound,
+    /// The session is unknown, expired, or the sequence is below its window: what happened is not known.
+    SessionExpired,
+    /// The sequence was used with another request.
+    SessionMismatch,
+    /// Too many sessions, or too many kept replies.
+    TooManySessions,
+    /// The store or the disk is out of space.
+    NoSpace,
+    /// A command this version does not know was skipped by every member (an operator's `--skip-entry`).
+    Skipped,
+}
+
+impl Error {
+    /// What a caller can do.
+    pub fn kind(&self) -> ErrorKind {
+        use Error::*;
+        match self {
+            EmptyKey | KeyTooLarge { .. } | KeyNotFound | ValueProvided | LeaseProvided | TooManyOps
+            | DuplicateKey | RequestTooLarge | InvalidSortOption | SessionMismatch => ErrorKind::Invalid,
+            Compacted | FutureRevision => ErrorKind::OutOfRange,
+            LeaseNotFound => ErrorKind::NotFound,
+            SessionExpired | Skipped => ErrorKind::FailedPrecondition,
+            TooManySessions | NoSpace => ErrorKind::Exhausted,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use Error::*;
+        f.write_str(match self {
+            EmptyKey => "etcdserver: key is not provided",
+            KeyTooLarge { bytes, max } => {
+                return write!(f, "kvorum: key of {bytes} bytes is longer than the limit of {max}");
+            }
+            KeyNotFound => "etcdserver: key not found",
+            ValueProvided => "etcdserver: value is provided",
+            LeaseProvided => "etcdserver: lease is provided",
+            TooManyOps => "etcdserver: too many operations in txn request",
+            DuplicateKey => "etcdserver: duplicate key given in txn request",
+            RequestTooLarge => "etcdserver: request is too large",
+            InvalidSortOption => "etcdserver: invalid sort option",
+            Compacted => "etcdserver: mvcc: required revision has been compacted",
+            FutureRevision => "etcdserver: mvcc: required revision is a future revision",
+            LeaseNotFound => "etcdserver: requested lease not found",
+            SessionExpired => "kvorum: session expired; outcome unknown",
+            SessionMismatch => "kvorum: session sequence was used with another request",
+            TooManySessions => "kvorum: too many sessions; close some or wait for idle ones to expire",
+            NoSpace => "etcdserver: mvcc: database space exceeded",
+            Skipped => "kvorum: the entry was skipped by the operator",
+        })
+    }
+}
+
+impl std::error::Error for Error {}
