@@ -95,6 +95,8 @@ pub struct MemberRecord {
     pub incarnation: u128,
     /// The newest feature level it can run.
     pub feature_level: u32,
+    /// A learner that the leader promotes by itself once it is in sync (a replacement of a voter).
+    pub promote_when_ready: bool,
 }
 
 /// What applying a command answered.

@@ -272,8 +272,9 @@ pub enum Effect {
     },
     /// The commit index moved (for metrics and for the shell's own bookkeeping).
     Committed(Index),
-    /// The log may be purged up to this index: every live peer has it, and the state is flushed (LG4).
-    Purge(LogId),
+    /// The log may be purged up to this entry, which becomes its base together with the configuration at it
+    /// (RS5): every live peer has it, and the state is flushed (LG4).
+    Purge(SnapshotMeta),
     /// This peer once acknowledged what it no longer has (RS7).
     PeerLostData(MemberId),
     /// This member was removed from the cluster.
