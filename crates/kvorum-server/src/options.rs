@@ -1,0 +1,525 @@
+//! What a member is told before it starts: plain data, without argv, environment or files.
+//!
+//! The binary merges defaults, a file, the environment and flags into one [`ServeOptions`] and names where a
+//! value came from when it complains; what only makes sense together is checked here, by
+//! [`ServeOptions::validate`], so that an embedder gets the same answers as the command line.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Longest member name and cluster token, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Most founders of a cluster.
+pub const FOUNDERS_MAX: usize = 31;
+/// Shortest minimal election timeout: below it, scheduling noise alone elects.
+pub const ELECTION_TIMEOUT_MIN: Duration = Duration::from_millis(50);
+/// Longest minimal election timeout (etcd's limit).
+pub const ELECTION_TIMEOUT_MAX: Duration = Duration::from_secs(50);
+/// A heartbeat interval is at most this part of the minimal election timeout (rule TM1).
+pub const HEARTBEATS_PER_ELECTION_MIN: u32 = 5;
+
+/// A `host:port`; the host is a name, an IPv4 address, or an IPv6 address (written in brackets).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address {
+    /// The host, without brackets.
+    pub host: String,
+    /// The port; 0 lets the system choose where one listens.
+    pub port: u16,
+}
+
+impl Address {
+    /// An address from its parts.
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Address {
+            host: host.into(),
+            port,
+        }
+    }
+
+    /// Whether only this machine can reach it: a loopback address or the name `localhost`.
+    pub fn is_loopback(&self) -> bool {
+        match self.host.parse::<IpAddr>() {
+            Ok(ip) => ip.is_loopback(),
+            Err(_) => self.host.eq_ignore_ascii_case("localhost"),
+        }
+    }
+
+    /// Whether it means every interface of the machine, and so cannot be told to others.
+    pub fn is_unspecified(&self) -> bool {
+        self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
+    }
+
+    /// Asks the system's resolver; blocks.
+    pub fn resolve(&self) -> std::io::Result<Vec<SocketAddr>> {
+        Ok((self.host.as_str(), self.port).to_socket_addrs()?.collect())
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = OptionsError;
+
+    fn from_str(text: &str) -> Result<Self, OptionsError> {
+        let malformed = || {
+            OptionsError(format!(
+                "`{text}` is not an address; write host:port, for example 127.0.0.1:2379"
+            ))
+        };
+        let (host, port) = text.rsplit_once(':').ok_or_else(malformed)?;
+        let port = port.parse().map_err(|_| malformed())?;
+        let bare = match host.strip_prefix('[') {
+            Some(rest) => {
+                let inner = rest.strip_suffix(']').ok_or_else(malformed)?;
+                inner.parse::<std::net::Ipv6Addr>().map_err(|_| malformed())?;
+                inner
+            }
+            None => host,
+        };
+        let bracketed = bare.len() != host.len();
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if bare.is_empty() || (!bracketed && !bare.chars().all(legal)) {
+            return Err(malformed());
+        }
+        Ok(Address::new(bare, port))
+    }
+}
+
+/// A founder: its name and where its peers reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Founder {
+    /// The member's name; its ID is made from it and the cluster token.
+    pub name: String,
+    /// Its peer address.
+    pub address: Address,
+}
+
+impl fmt::Display for Founder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.address)
+    }
+}
+
+impl FromStr for Founder {
+    type Err = OptionsError;
+
+    fn from_str(text: &str) -> Result<Self, OptionsError> {
+        let (name, address) = text
+            .split_once('=')
+            .ok_or_else(|| OptionsError(format!("`{text}` is not a member; write name=host:port")))?;
+        check_name("a member name", name.trim())?;
+        Ok(Founder {
+            name: name.trim().to_owned(),
+            address: address.trim().parse()?,
+        })
+    }
+}
+
+/// Everything a member is told. [`ServeOptions::default`] is a one-member cluster on loopback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServeOptions {
+    /// This member's name: for people, and with the token the source of a founder's ID.
+    pub name: String,
+    /// The member's own directory; made with mode 0700 if it is missing.
+    pub data_dir: PathBuf,
+    /// Tells clusters apart whose members have equal names.
+    pub cluster_token: String,
+    /// The founders, this member among them; empty means that it founds a cluster alone. Used only on an empty
+    /// directory, and as the peers' addresses until the cluster's own records are known.
+    pub initial_cluster: Vec<Founder>,
+    /// This member has been announced by `kvorum member replace`: on an empty directory it asks the peers of
+    /// `initial_cluster` for its ID instead of founding.
+    pub join: bool,
+    /// Where clients are served; all services on each.
+    pub listen_client: Vec<Address>,
+    /// Where peers are served.
+    pub listen_peer: Address,
+    /// URLs told to clients; empty: made from `listen_client`, see [`ServeOptions::client_urls`].
+    pub advertise_client: Vec<String>,
+    /// The address told to peers; `None`: see [`ServeOptions::peer_address`].
+    pub advertise_peer: Option<Address>,
+    /// Serve without encryption on addresses that other machines can reach.
+    pub allow_plaintext: bool,
+    /// Minimal election timeout T; timeouts are drawn from [T, 2T).
+    pub election_timeout: Duration,
+    /// Heartbeat interval of a leader, at most a fifth of the election timeout.
+    pub heartbeat_interval: Duration,
+    /// Serve linearizable reads from a leader lease, without a round of confirmation (rule RD6).
+    pub lease_reads: bool,
+    /// How much history automatic compaction keeps; zero keeps all of it. A new cluster starts with it.
+    pub history: Duration,
+    /// Longest a request waits, if its caller sets no shorter deadline.
+    pub request_timeout: Duration,
+    /// Longest a graceful stop takes: leadership handed over, connections drained.
+    pub drain_timeout: Duration,
+    /// Largest request, encoded, in bytes.
+    pub request_bytes_max: usize,
+    /// Most requests in work at one time, all connections together.
+    pub requests_max: usize,
+    /// Most client connections at one time.
+    pub connections_max: usize,
+    /// Bytes of unary range answers in memory at one time.
+    pub range_bytes_max: usize,
+    /// Bytes of recent events kept for watchers.
+    pub watch_ring_bytes: usize,
+    /// Bytes that may wait in one watch stream before its watchers are read from history.
+    pub watch_stream_bytes_max: usize,
+    /// Bytes of the store's memtable; it is flushed when full.
+    pub memtable_bytes: usize,
+    /// Bytes of the store's block cache.
+    pub cache_bytes: usize,
+    /// Bytes of the log that the store need not hold yet: what a restart replays at most.
+    pub log_bytes_max: usize,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        const MIB: usize = 1024 * 1024;
+        ServeOptions {
+            name: "node-1".to_owned(),
+            data_dir: PathBuf::from("data"),
+            cluster_token: "kvorum".to_owned(),
+            initial_cluster: Vec::new(),
+            join: false,
+            listen_client: vec![Address::new("127.0.0.1", 2379)],
+            listen_peer: Address::new("127.0.0.1", 2380),
+            advertise_client: Vec::new(),
+            advertise_peer: None,
+            allow_plaintext: false,
+            election_timeout: Duration::from_millis(750),
+            heartbeat_interval: Duration::from_millis(100),
+            lease_reads: false,
+            history: Duration::from_secs(3600),
+            request_timeout: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(10),
+            request_bytes_max: kvorum_model::limits::REQUEST_BYTES_MAX,
+            requests_max: 65_536,
+            connections_max: 16_384,
+            range_bytes_max: 512 * MIB,
+            watch_ring_bytes: 64 * MIB,
+            watch_stream_bytes_max: MIB,
+            memtable_bytes: 64 * MIB,
+            cache_bytes: 128 * MIB,
+            log_bytes_max: 256 * MIB,
+        }
+    }
+}
+
+impl ServeOptions {
+    /// The founders with this member among them: `initial_cluster`, or this member alone.
+    pub fn founders(&self) -> Vec<Founder> {
+        match self.initial_cluster.is_empty() {
+            true => vec![Founder {
+                name: self.name.clone(),
+                address: self.peer_address(),
+            }],
+            false => self.initial_cluster.clone(),
+        }
+    }
+
+    /// Where peers reach this member: as advertised, else as `initial_cluster` says, else where it listens.
+    pub fn peer_address(&self) -> Address {
+        let listed = || {
+            self.initial_cluster
+                .iter()
+                .find(|f| f.name == self.name)
+                .map(|f| f.address.clone())
+        };
+        self.advertise_peer
+            .clone()
+            .or_else(listed)
+            .unwrap_or_else(|| self.listen_peer.clone())
+    }
+
+    /// URLs for clients: as advertised, else `http://` and where it listens, with the host that peers use in
+    /// place of one that means every interface.
+    pub fn client_urls(&self) -> Vec<String> {
+        if !self.advertise_client.is_empty() {
+            return self.advertise_client.clone();
+        }
+        let reachable = |a: &Address| match a.is_unspecified() {
+            true => Address::new(self.peer_address().host, a.port),
+            false => a.clone(),
+        };
+        self.listen_client
+            .iter()
+            .map(|a| format!("http://{}", reachable(a)))
+            .collect()
+    }
+
+    /// Checks what the values mean together.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in one line that names the option and says what to do.
+    pub fn validate(&self) -> Result<(), OptionsError> {
+        check_name("name", &self.name)?;
+        check_name("cluster-token", &self.cluster_token)?;
+        self.validate_cluster()?;
+        self.validate_listeners()?;
+        self.validate_timing()?;
+        let positive = [
+            ("request-bytes-max", self.request_bytes_max),
+            ("requests-max", self.requests_max),
+            ("connections-max", self.connections_max),
+            ("range-bytes-max", self.range_bytes_max),
+            ("watch-ring-bytes", self.watch_ring_bytes),
+            ("watch-stream-bytes-max", self.watch_stream_bytes_max),
+        ];
+        for (option, value) in positive {
+            require(value > 0, || format!("{option} must be greater than 0"))?;
+        }
+        const MIB: usize = 1024 * 1024;
+        require(self.memtable_bytes >= MIB, || {
+            "memtable-bytes must be at least 1MiB".into()
+        })?;
+        require(self.log_bytes_max >= 2 * self.memtable_bytes, || {
+            "log-bytes-max must be at least twice memtable-bytes: raise it, or lower memtable-bytes".into()
+        })
+    }
+
+    fn validate_cluster(&self) -> Result<(), OptionsError> {
+        let cluster = &self.initial_cluster;
+        require(cluster.len() <= FOUNDERS_MAX, || {
+            format!(
+                "initial-cluster names {} members; the limit is {FOUNDERS_MAX}",
+                cluster.len()
+            )
+        })?;
+        for (i, founder) in cluster.iter().enumerate() {
+            for other in &cluster[..i] {
+                require(other.name != founder.name, || {
+                    format!(
+                        "initial-cluster names `{}` twice; give each member its own name",
+                        founder.name
+                    )
+                })?;
+                require(other.address != founder.address, || {
+                    format!("initial-cluster gives {} to two members", founder.address)
+                })?;
+            }
+            require(
+                founder.address.port != 0 && !founder.address.is_unspecified(),
+                || {
+                    format!(
+                        "initial-cluster: peers cannot reach {}; write the address they use",
+                        founder.address
+                    )
+                },
+            )?;
+        }
+        require(
+            cluster.is_empty() || cluster.iter().any(|f| f.name == self.name),
+            || {
+                let names: Vec<&str> = cluster.iter().map(|f| f.name.as_str()).collect();
+                format!(
+                    "name `{}` is not in initial-cluster ({}); set name to one of these",
+                    self.name,
+                    names.join(", ")
+                )
+            },
+        )?;
+        require(!self.join || cluster.len() > 1, || {
+            "join needs initial-cluster with this member and at least one other".into()
+        })
+    }
+
+    fn validate_listeners(&self) -> Result<(), OptionsError> {
+        require(!self.listen_client.is_empty(), || {
+            "listen-client is empty; write host:port".into()
+        })?;
+        let listeners = self.listen_client.iter().map(|a| ("listen-client", a));
+        for (option, address) in listeners.chain([("listen-peer", &self.listen_peer)]) {
+            require(self.allow_plaintext || address.is_loopback(), || {
+                format!(
+                    "{option} {address} can be reached from other machines without encryption; \
+                     listen on 127.0.0.1, or set allow-plaintext if the network is trusted"
+                )
+            })?;
+        }
+        let peer = self.peer_address();
+        require(
+            self.initial_cluster.is_empty() || !(peer.is_unspecified() || peer.port == 0),
+            || format!("peers cannot reach {peer}; set advertise-peer to the address they use"),
+        )?;
+        for url in &self.advertise_client {
+            let address = url
+                .strip_prefix("http://")
+                .and_then(|rest| rest.parse::<Address>().ok());
+            require(address.is_some_and(|a| a.port != 0), || {
+                format!("advertise-client: `{url}` is not a URL like http://host:2379")
+            })?;
+        }
+        Ok(())
+    }
+
+    fn validate_timing(&self) -> Result<(), OptionsError> {
+        let election = self.election_timeout;
+        require(
+            (ELECTION_TIMEOUT_MIN..=ELECTION_TIMEOUT_MAX).contains(&election),
+            || {
+                format!(
+                    "election-timeout must lie between {ELECTION_TIMEOUT_MIN:?} and {ELECTION_TIMEOUT_MAX:?}; \
+                 it is {election:?}"
+                )
+            },
+        )?;
+        let heartbeat = self.heartbeat_interval;
+        require(
+            !heartbeat.is_zero() && heartbeat * HEARTBEATS_PER_ELECTION_MIN <= election,
+            || {
+                format!(
+                    "heartbeat-interval must be greater than 0 and at most a fifth of election-timeout \
+                 ({:?}); it is {heartbeat:?}",
+                    election / HEARTBEATS_PER_ELECTION_MIN
+                )
+            },
+        )?;
+        require(!self.request_timeout.is_zero(), || {
+            "request-timeout must be greater than 0".into()
+        })
+    }
+}
+
+fn check_name(option: &str, name: &str) -> Result<(), OptionsError> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    require(
+        !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.chars().all(legal),
+        || {
+            format!(
+                "{option} `{name}` must be 1 to {NAME_BYTES_MAX} characters out of letters, digits, `-`, `_`, `.`"
+            )
+        },
+    )
+}
+
+fn require(holds: bool, complaint: impl FnOnce() -> String) -> Result<(), OptionsError> {
+    if holds {
+        Ok(())
+    } else {
+        Err(OptionsError(complaint()))
+    }
+}
+
+/// One line that says what is wrong and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct OptionsError(pub String);
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_parse_and_print() {
+        for good in [
+            "127.0.0.1:2379",
+            "localhost:0",
+            "[::1]:2380",
+            "node-1.kvorum.svc:2380",
+        ] {
+            assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
+        }
+        for bad in [
+            "",
+            "2379",
+            ":2379",
+            "a:b",
+            "::1:2380",
+            "[::1:2380",
+            "[x]:1",
+            "a b:1",
+            "h:65536",
+            "http://h:1",
+        ] {
+            let error = bad.parse::<Address>().unwrap_err().to_string();
+            assert!(error.contains("host:port"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_a_valid_lone_member() {
+        let options = ServeOptions::default();
+        options.validate().unwrap();
+        assert_eq!(options.founders(), ["node-1=127.0.0.1:2380".parse().unwrap()]);
+        assert_eq!(options.client_urls(), ["http://127.0.0.1:2379"]);
+    }
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut ServeOptions), expected: &str) {
+        let mut options = ServeOptions::default();
+        change(&mut options);
+        let error = options.validate().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let cluster = |text: &str| -> Vec<Founder> { text.split(',').map(|f| f.parse().unwrap()).collect() };
+        check(|o| o.name = String::new(), "name `` must be");
+        check(|o| o.name = "a b".into(), "name `a b` must be");
+        check(|o| o.cluster_token = "x".repeat(129), "cluster-token");
+        check(
+            |o| o.initial_cluster = cluster("a=h:1,b=h:2"),
+            "is not in initial-cluster (a, b)",
+        );
+        check(|o| o.initial_cluster = cluster("node-1=h:1,node-1=h:2"), "twice");
+        check(|o| o.initial_cluster = cluster("node-1=h:1,b=h:1"), "two members");
+        check(
+            |o| o.initial_cluster = cluster("node-1=0.0.0.0:1"),
+            "cannot reach",
+        );
+        check(|o| o.join = true, "join needs");
+        check(|o| o.listen_client.clear(), "listen-client is empty");
+        check(
+            |o| o.listen_client.push(Address::new("0.0.0.0", 1)),
+            "allow-plaintext",
+        );
+        check(
+            |o| o.listen_peer = Address::new("10.0.0.1", 1),
+            "listen-peer 10.0.0.1:1 can be reached",
+        );
+        check(|o| o.advertise_client = vec!["h:1".into()], "advertise-client");
+        check(
+            |o| o.election_timeout = Duration::from_millis(49),
+            "election-timeout",
+        );
+        check(
+            |o| o.election_timeout = Duration::from_secs(51),
+            "election-timeout",
+        );
+        check(
+            |o| o.heartbeat_interval = Duration::from_millis(151),
+            "at most a fifth",
+        );
+        check(|o| o.heartbeat_interval = Duration::ZERO, "heartbeat-interval");
+        check(|o| o.requests_max = 0, "requests-max");
+        check(|o| o.log_bytes_max = 100 << 20, "twice memtable-bytes");
+    }
+
+    #[test]
+    fn what_others_are_told_can_be_reached() {
+        let options = ServeOptions {
+            name: "n2".into(),
+            initial_cluster: vec!["n1=a:2380".parse().unwrap(), "n2=b:2380".parse().unwrap()],
+            listen_client: vec![Address::new("0.0.0.0", 2379)],
+            listen_peer: Address::new("0.0.0.0", 2380),
+            allow_plaintext: true,
+            ..ServeOptions::default()
+        };
+        options.validate().unwrap();
+        assert_eq!(options.peer_address(), Address::new("b", 2380));
+        assert_eq!(options.client_urls(), ["http://b:2379"]);
+    }
+}
