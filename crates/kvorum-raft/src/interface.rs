@@ -47,6 +47,9 @@ pub struct Options {
     pub entry_bytes_max: usize,
     /// How far, in bytes, a learner may be behind to be promoted (MB8).
     pub promote_lag_bytes: u64,
+    /// Bytes of flushed log kept for live peers that lag and for running snapshot transfers (LG4). Beyond
+    /// it they need a snapshot.
+    pub retain_bytes_max: u64,
 }
 
 /// What recovery found on disk. See the rules RS1–RS7.
@@ -142,9 +145,10 @@ pub struct Persist {
     pub seq: Seq,
     /// New term and vote, if they changed.
     pub hard_state: Option<HardState>,
-    /// The log restarts after this snapshot; everything before is discarded (SN3).
+    /// The log's base becomes this snapshot: entries up to `snapshot.last.index` are discarded (SN3). Those
+    /// above it stay, unless `truncate_from` cuts them; the log may also end below it.
     pub snapshot: Option<SnapshotMeta>,
-    /// Cut the log from this index on, before appending.
+    /// Cut the log from this index on, after the base was moved and before appending.
     pub truncate_from: Option<Index>,
     /// Entries to append; contiguous.
     pub entries: Vec<Entry>,
