@@ -1,1 +1,37 @@
-//! kvorum-proto
+//! The wire: messages and services generated from `proto/`, and the conversions between them and the model.
+//!
+//! The conversions are the validation boundary: a [`kvorum_model`] request that came through [`convert`] has no
+//! empty key, no unknown enum value, no transaction over its budget and no key written twice. What needs the
+//! store (revisions, leases, sessions) is decided by the state machine.
+//!
+//! Nothing here panics on any input: messages are decoded by prost, which bounds its recursion.
+
+pub mod convert;
+mod status;
+pub mod txn;
+
+pub use status::{OUTCOME, Outcome, Rejected, refused, status_of};
+
+/// Generated code: etcd's names and comments, not ours.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
+/// etcd's v3 API.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
+pub mod etcdserverpb {
+    tonic::include_proto!("etcdserverpb");
+}
+/// The `KVStore` service of the "Raft-Backed Distributed Key-Value Store".
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
+pub mod kv {
+    tonic::include_proto!("kv");
+}
+/// kvorum's own services.
+pub mod kvorum {
+    /// Version 1.
+    #[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
+    pub mod v1 {
+        tonic::include_proto!("kvorum.v1");
+    }
+}
