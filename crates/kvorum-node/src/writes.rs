@@ -1,0 +1,285 @@
+//! Writes on their way into the log: proposed here, or forwarded to the leader, and what became of them.
+//!
+//! - A write is forwarded once, and again only if the receiver said that it was not appended.
+//! - A write that was appended is answered by this member's own apply; this room only tells the callers of
+//!   writes that will not be answered so: refused ones, ones whose place in the log another entry took, and
+//!   ones whose leader was lost. When leadership changes with a batch in the log, its callers wait until its
+//!   place is decided: after a planned transfer most of them succeed.
+//! - While no leader is known, writes are held, within their deadlines and a bound.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use kvorum_model::Envelope;
+use kvorum_raft::{Index, MemberId, Micros, RefuseReason, Term, Token};
+use rustc_hash::FxHashMap;
+
+use crate::interface::{Effect, Proposal, WriteFailure};
+use crate::node::{Context, Node};
+use crate::wire::{PeerBody, Refusal};
+
+/// Where a batch of commands came from.
+#[derive(Debug)]
+enum Source {
+    /// Callers of this member.
+    Local(Vec<u64>),
+    /// A member that forwarded it under this number.
+    Peer(MemberId, u64),
+}
+
+/// A batch of local writes on its way to a leader elsewhere.
+#[derive(Debug)]
+struct Forwarded {
+    leader: MemberId,
+    sent_at: Micros,
+    proposals: Vec<Proposal>,
+}
+
+/// A batch in the log of whose fate this member's callers must hear.
+#[derive(Debug)]
+struct InLog {
+    term: Term,
+    last: Index,
+    seqs: Vec<u64>,
+}
+
+/// The writes between their callers and the log.
+#[derive(Debug, Default)]
+pub(crate) struct Writes {
+    /// Waiting for a leader to be known.
+    held: VecDeque<Proposal>,
+    /// Handed to the core and not yet accepted or refused.
+    proposed: FxHashMap<Token, Source>,
+    /// Forwarded and not yet accepted or refused, by number.
+    forwarded: BTreeMap<u64, Forwarded>,
+    /// Accepted, in log order as far as this member knows it.
+    in_log: VecDeque<InLog>,
+}
+
+impl Writes {
+    fn note_in_log(&mut self, term: Term, first: Index, seqs: Vec<u64>) {
+        let last = first + seqs.len() as u64 - 1;
+        self.in_log.push_back(InLog { term, last, seqs });
+    }
+}
+
+impl Node {
+    /// Local callers' writes.
+    pub(crate) fn propose(&mut self, context: &mut Context<'_>, proposals: Vec<Proposal>) {
+        if proposals.is_empty() {
+            return;
+        }
+        if self.raft.is_leader() && !self.is_transferring() {
+            self.propose_here(context, proposals);
+        } else {
+            match self.raft.leader() {
+                leader if leader != 0 && leader != self.id() => self.forward(context, leader, proposals),
+                _ => self.hold(context, proposals),
+            }
+        }
+    }
+
+    fn propose_here(&mut self, context: &mut Context<'_>, mut proposals: Vec<Proposal>) {
+        if self.space_exhausted {
+            let full = proposals.extract_if(.., |proposal| needs_space(&proposal.command));
+            context.fail(full.map(|proposal| proposal.seq).collect(), WriteFailure::NoSpace);
+        }
+        let seqs = proposals.iter().map(|proposal| proposal.seq).collect();
+        let time_ms = self.clock.time_ms(context.now);
+        let commands = proposals.into_iter().map(|proposal| stamped(proposal.command, time_ms)).collect();
+        self.propose_batch(context, Source::Local(seqs), commands);
+    }
+
+    fn propose_batch(&mut self, context: &mut Context<'_>, source: Source, commands: Vec<Bytes>) {
+        if commands.is_empty() {
+            return;
+        }
+        let token = self.next_token();
+        self.writes.proposed.insert(token, source);
+        self.step_raft(context, kvorum_raft::Input::Propose { token, commands });
+    }
+
+    fn forward(&mut self, context: &mut Context<'_>, leader: MemberId, proposals: Vec<Proposal>) {
+        let mut rest = proposals;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let count = rest
+                .iter()
+                .position(|proposal| {
+                    bytes += proposal.command.len();
+                    bytes > self.options.forward_bytes_max
+                })
+                .unwrap_or(rest.len())
+                .max(1);
+            let tail = rest.split_off(count);
+            let id = self.next_token();
+            let commands = rest.iter().map(|proposal| proposal.command.clone()).collect();
+            let batch = Forwarded { leader, sent_at: context.now, proposals: rest };
+            self.writes.forwarded.insert(id, batch);
+            context.send(leader, PeerBody::Forward { id, commands });
+            rest = tail;
+        }
+    }
+
+    fn hold(&mut self, context: &mut Context<'_>, proposals: Vec<Proposal>) {
+        let room = self.options.held_requests_max.saturating_sub(self.writes.held.len());
+        let mut proposals = proposals;
+        let excess = proposals.split_off(room.min(proposals.len()));
+        context.fail(excess.iter().map(|proposal| proposal.seq).collect(), WriteFailure::Overloaded);
+        self.writes.held.extend(proposals);
+    }
+
+    /// Another member's writes.
+    pub(crate) fn forwarded(&mut self, context: &mut Context<'_>, from: MemberId, id: u64, commands: Vec<Bytes>) {
+        let refusal = if !self.raft.is_leader() || self.is_transferring() {
+            Some(Refusal::NotLeader)
+        } else if self.space_exhausted && commands.iter().any(|command| needs_space(command)) {
+            Some(Refusal::NoSpace)
+        } else {
+            None
+        };
+        if let Some(why) = refusal {
+            context.send(from, PeerBody::ForwardRefused { id, why });
+            return;
+        }
+        let time_ms = self.clock.time_ms(context.now);
+        let commands = commands.into_iter().map(|command| stamped(command, time_ms)).collect();
+        self.propose_batch(context, Source::Peer(from, id), commands);
+    }
+
+    /// The core appended a batch.
+    pub(crate) fn accepted(&mut self, context: &mut Context<'_>, token: Token, term: Term, first: Index) {
+        match self.writes.proposed.remove(&token) {
+            Some(Source::Local(seqs)) => self.writes.note_in_log(term, first, seqs),
+            Some(Source::Peer(member, id)) => {
+                context.send(member, PeerBody::ForwardAccepted { id, term, first });
+            }
+            None => {}
+        }
+    }
+
+    /// The core did not append a batch.
+    pub(crate) fn refused(&mut self, context: &mut Context<'_>, token: Token, why: RefuseReason) {
+        let Some(source) = self.writes.proposed.remove(&token) else {
+            return self.change_refused(context, token, why);
+        };
+        let refusal = match why {
+            RefuseReason::Overloaded => Refusal::Overloaded,
+            RefuseReason::TooLarge => Refusal::TooLarge,
+            _ => Refusal::NotLeader,
+        };
+        match source {
+            Source::Local(seqs) => context.fail(seqs, failure(refusal)),
+            Source::Peer(member, id) => context.send(member, PeerBody::ForwardRefused { id, why: refusal }),
+        }
+    }
+
+    /// The leader appended what this member forwarded.
+    pub(crate) fn forward_accepted(&mut self, id: u64, term: Term, first: Index) {
+        if let Some(batch) = self.writes.forwarded.remove(&id) {
+            let seqs = batch.proposals.iter().map(|proposal| proposal.seq).collect();
+            self.writes.note_in_log(term, first, seqs);
+        }
+    }
+
+    /// The receiver did not append what this member forwarded: only then may it be forwarded again.
+    pub(crate) fn forward_refused(&mut self, context: &mut Context<'_>, from: MemberId, id: u64, why: Refusal) {
+        let Some(Forwarded { proposals, .. }) = self.writes.forwarded.remove(&id) else { return };
+        if why != Refusal::NotLeader {
+            let seqs = proposals.iter().map(|proposal| proposal.seq).collect();
+            return context.fail(seqs, failure(why));
+        }
+        if self.raft.leader() == from {
+            // It knows better than we do; ask again when the news has reached us.
+            self.hold(context, proposals);
+        } else {
+            self.propose(context, proposals);
+        }
+    }
+
+    /// The connection to `leader` broke: what was forwarded to it and not answered may be in its log.
+    pub(crate) fn forwards_lost(&mut self, context: &mut Context<'_>, leader: MemberId) {
+        self.fail_forwards(context, |batch| batch.leader == leader);
+    }
+
+    /// A forward is answered within a round trip; one that was not for so long will not be.
+    pub(crate) fn expire_forwards(&mut self, context: &mut Context<'_>) {
+        let (now, patience) = (context.now, 2 * self.options.raft.election_timeout);
+        self.fail_forwards(context, |batch| batch.sent_at + patience < now);
+    }
+
+    fn fail_forwards(&mut self, context: &mut Context<'_>, lost: impl Fn(&Forwarded) -> bool) {
+        for (_, batch) in self.writes.forwarded.extract_if(.., |_, batch| lost(batch)) {
+            let seqs = batch.proposals.iter().map(|proposal| proposal.seq).collect();
+            context.fail(seqs, WriteFailure::LeaderLost);
+        }
+    }
+
+    /// No leader was known for a long time: callers whose writes are in the log and undecided hear so.
+    pub(crate) fn abandon_writes(&mut self, context: &mut Context<'_>) {
+        for batch in self.writes.in_log.drain(..) {
+            context.fail(batch.seqs, WriteFailure::LeaderLost);
+        }
+    }
+
+    /// Proposes what was held, if there is a leader to propose to.
+    pub(crate) fn release_held(&mut self, context: &mut Context<'_>) {
+        if self.raft.leader() != 0 && !self.writes.held.is_empty() && !self.is_transferring() {
+            let held = std::mem::take(&mut self.writes.held).into();
+            self.propose(context, held);
+        }
+    }
+
+    /// Held writes whose callers stopped waiting never took effect.
+    pub(crate) fn expire_held(&mut self, context: &mut Context<'_>) {
+        let now = context.now;
+        let mut expired = Vec::new();
+        self.writes.held.retain(|proposal| {
+            let keep = proposal.deadline > now;
+            if !keep {
+                expired.push(proposal.seq);
+            }
+            keep
+        });
+        context.fail(expired, WriteFailure::NoLeader);
+    }
+
+    /// Everything up to `applied` has its final place: a batch whose entries are not there was superseded.
+    pub(crate) fn settle_writes(&mut self, context: &mut Context<'_>, applied: Index) {
+        while self.writes.in_log.front().is_some_and(|batch| batch.last <= applied) {
+            let batch = self.writes.in_log.pop_front().expect("just looked at it");
+            match self.raft.term_at(batch.last) {
+                Some(term) if term == batch.term => {}
+                Some(_) => context.fail(batch.seqs, WriteFailure::Superseded),
+                None => context.fail(batch.seqs, WriteFailure::LeaderLost),
+            }
+        }
+    }
+
+    /// How many local writes are between their callers and their answers.
+    pub(crate) fn writes_waiting(&self) -> usize {
+        self.writes.held.len()
+            + self.writes.forwarded.values().map(|batch| batch.proposals.len()).sum::<usize>()
+            + self.writes.in_log.iter().map(|batch| batch.seqs.len()).sum::<usize>()
+    }
+}
+
+fn failure(refusal: Refusal) -> WriteFailure {
+    match refusal {
+        Refusal::NotLeader => WriteFailure::NoLeader,
+        Refusal::Overloaded => WriteFailure::Overloaded,
+        Refusal::TooLarge => WriteFailure::TooLarge,
+        Refusal::NoSpace => WriteFailure::NoSpace,
+    }
+}
+
+/// The command with the leader's time in it. Its buffer is changed in place if nobody else holds it.
+fn stamped(command: Bytes, time_ms: u64) -> Bytes {
+    let mut buffer = command.try_into_mut().unwrap_or_else(|shared| shared.as_ref().into());
+    Envelope::stamp(&mut buffer, time_ms);
+    buffer.freeze()
+}
+
+fn needs_space(command: &Bytes) -> bool {
+    Envelope::decode(command.clone()).is_ok_and(|envelope| envelope.command.needs_space())
+}
