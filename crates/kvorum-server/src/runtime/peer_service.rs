@@ -1,0 +1,100 @@
+//! The incoming half of a member's peer connections.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use kvorum_node::{Input, PeerMessage};
+use kvorum_proto::kvorum::v1::peer_server::Peer;
+use kvorum_proto::kvorum::v1::{Frame, Hello, SnapshotChunk, SnapshotDone};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::handshake::Acquaintance;
+use super::peers::Inbox;
+use super::snapshots::SnapshotReceiver;
+
+/// Serves the peers of one member.
+pub struct PeerService {
+    acquaintance: Arc<Acquaintance>,
+    inbox: Inbox,
+    snapshots: SnapshotReceiver,
+}
+
+impl PeerService {
+    /// A service that feeds `inbox`.
+    pub fn new(acquaintance: Arc<Acquaintance>, inbox: Inbox, snapshots: SnapshotReceiver) -> Self {
+        PeerService { acquaintance, inbox, snapshots }
+    }
+
+    /// The Hello to answer with, or why there is none.
+    fn answer(&self, hello: &Hello) -> Result<Hello, Status> {
+        self.acquaintance.judge(hello)?;
+        if hello.member_id != 0 {
+            return Ok(self.acquaintance.hello(hello.member_id));
+        }
+        let id = self.acquaintance.awaited(&hello.name).ok_or_else(|| {
+            Status::not_found(format!(
+                "no member named {} is awaited here; announce it first: `kvorum member replace {}`",
+                hello.name, hello.name
+            ))
+        })?;
+        Ok(self.acquaintance.hello(id))
+    }
+
+    async fn serve(&self, request: Request<Streaming<Frame>>) -> Result<Response<FrameStream>, Status> {
+        let mut frames = request.into_inner();
+        let first = frames.message().await?.and_then(|frame| frame.hello);
+        let hello = first.ok_or_else(|| Status::invalid_argument("a peer stream starts with a Hello"))?;
+        let answer = self.answer(&hello)?;
+        let (answers, receiver) = mpsc::channel(1);
+        let first = Frame { hello: Some(answer), ..Frame::default() };
+        answers.try_send(Ok(first)).expect("a new channel has room");
+        let (inbox, from) = (self.inbox.clone(), hello.member_id);
+        tokio::spawn(async move {
+            // Held to the end: the dialler hears on it that the stream ended.
+            let answers = answers;
+            while let Ok(Some(frame)) = frames.message().await {
+                match PeerMessage::decode(frame.payload) {
+                    Ok(message) if message.from == from && from != 0 => inbox(Input::Peer(message)),
+                    Ok(_) => break,
+                    Err(error) => {
+                        tracing::warn!(peer = %format_args!("{from:016x}"), "dropped a connection: {error}");
+                        let _ = answers.send(Err(Status::invalid_argument(error.to_string()))).await;
+                        break;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+type FrameStream = Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type VotesStream = FrameStream;
+    type AppendsStream = FrameStream;
+
+    async fn votes(&self, request: Request<Streaming<Frame>>) -> Result<Response<FrameStream>, Status> {
+        self.serve(request).await
+    }
+
+    async fn appends(&self, request: Request<Streaming<Frame>>) -> Result<Response<FrameStream>, Status> {
+        self.serve(request).await
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<SnapshotChunk>>,
+    ) -> Result<Response<SnapshotDone>, Status> {
+        let mut chunks = request.into_inner();
+        let first = chunks.message().await?;
+        let first = first.ok_or_else(|| Status::invalid_argument("a snapshot starts with a Hello"))?;
+        let hello = first.hello.as_ref().ok_or_else(|| Status::invalid_argument("a snapshot starts with a Hello"))?;
+        self.acquaintance.judge(hello)?;
+        self.snapshots.receive(first, chunks).await.map(Response::new)
+    }
+}

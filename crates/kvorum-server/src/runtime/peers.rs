@@ -1,0 +1,276 @@
+//! The connections between members.
+//!
+//! Each member dials each other one and sends on what it dialled: one stream for what is small and urgent, one
+//! for log entries and forwarded writes, so that neither blocks the other. A stream starts with a Hello in both
+//! directions ([`super::handshake`]). What cannot be sent is dropped: the consensus core expects no more of a
+//! network, and hears of a broken connection.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use kvorum_mvcc::ClusterState;
+use kvorum_node::{Input, Lane, PeerMessage};
+use kvorum_proto::kvorum::v1::peer_client::PeerClient;
+use kvorum_proto::kvorum::v1::{Frame, Hello};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+
+use super::handshake::Acquaintance;
+
+/// Messages that wait for one lane's connection to take them.
+const LANE_MESSAGES_MAX: usize = 8192;
+/// Frames handed to a connection and not yet written.
+const FRAMES_MAX: usize = 256;
+/// A peer that does not answer a connection or a Hello for so long is tried again.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pauses between tries, doubling from the first to the second.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Largest frame: an append is limited to far less, but one entry may be larger than an append.
+pub(crate) const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// HTTP/2 windows of a connection between members, in bytes.
+pub(crate) const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Where inputs for the replica go.
+pub type Inbox = Arc<dyn Fn(Input) + Send + Sync>;
+
+/// Told once if the cluster says that this member was removed.
+pub type OnRemoved = Arc<dyn Fn(String) + Send + Sync>;
+
+/// The outgoing half of a member's peer connections.
+#[derive(Clone)]
+pub struct PeerNet {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    acquaintance: Arc<Acquaintance>,
+    inbox: Inbox,
+    on_removed: OnRemoved,
+    runtime: tokio::runtime::Handle,
+    peers: RwLock<BTreeMap<u64, Peer>>,
+    /// What a connection to this peer last failed with, for the status.
+    troubles: Mutex<BTreeMap<u64, String>>,
+}
+
+struct Peer {
+    addresses: Vec<String>,
+    control: mpsc::Sender<PeerMessage>,
+    bulk: mpsc::Sender<PeerMessage>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl PeerNet {
+    /// A net without peers yet.
+    pub fn new(
+        acquaintance: Arc<Acquaintance>,
+        inbox: Inbox,
+        on_removed: OnRemoved,
+        runtime: tokio::runtime::Handle,
+    ) -> Self {
+        let (peers, troubles) = (RwLock::default(), Mutex::default());
+        PeerNet { shared: Arc::new(Shared { acquaintance, inbox, on_removed, runtime, peers, troubles }) }
+    }
+
+    /// The peers are now these, with their addresses (`host:port`); connections to others end.
+    pub fn set_peers(&self, wanted: BTreeMap<u64, Vec<String>>) {
+        let mut peers = self.shared.peers.write().expect("no panic while held");
+        peers.retain(|id, peer| wanted.get(id).is_some_and(|addresses| *addresses == peer.addresses));
+        for (id, addresses) in wanted {
+            peers.entry(id).or_insert_with(|| self.start(id, addresses));
+        }
+    }
+
+    /// The peers that the cluster's records name, other than this member.
+    pub fn peers_of(cluster: &ClusterState, own: u64) -> BTreeMap<u64, Vec<String>> {
+        let others = cluster.members.values().filter(|member| member.id != own && !member.peer_addresses.is_empty());
+        others.map(|member| (member.id, member.peer_addresses.clone())).collect()
+    }
+
+    /// Queues a message; drops it if its receiver is unknown or cannot keep up.
+    pub fn send(&self, message: PeerMessage) {
+        let peers = self.shared.peers.read().expect("no panic while held");
+        let Some(peer) = peers.get(&message.to) else { return };
+        let lane = if message.lane() == Lane::Control { &peer.control } else { &peer.bulk };
+        if let Err(mpsc::error::TrySendError::Full(message)) = lane.try_send(message) {
+            let to = message.to;
+            drop(peers);
+            (self.shared.inbox)(Input::Unreachable(to));
+        }
+    }
+
+    /// What connections last failed with, by peer; empty when all is well.
+    pub fn troubles(&self) -> BTreeMap<u64, String> {
+        self.shared.troubles.lock().expect("no panic while held").clone()
+    }
+
+    /// Where this peer is reached.
+    pub fn addresses(&self, peer: u64) -> Vec<String> {
+        let peers = self.shared.peers.read().expect("no panic while held");
+        peers.get(&peer).map(|peer| peer.addresses.clone()).unwrap_or_default()
+    }
+
+    /// Ends all connections.
+    pub fn close(&self) {
+        self.shared.peers.write().expect("no panic while held").clear();
+    }
+
+    fn start(&self, id: u64, addresses: Vec<String>) -> Peer {
+        let lane = |lane: Lane| {
+            let (sender, receiver) = mpsc::channel(LANE_MESSAGES_MAX);
+            let run = run_lane(self.shared.clone(), id, addresses.clone(), lane, receiver);
+            (sender, self.shared.runtime.spawn(run))
+        };
+        let (control, control_task) = lane(Lane::Control);
+        let (bulk, bulk_task) = lane(Lane::Bulk);
+        Peer { addresses, control, bulk, tasks: [control_task, bulk_task] }
+    }
+}
+
+/// One lane for as long as the peer is one: connects, sends, and connects again.
+async fn run_lane(
+    shared: Arc<Shared>,
+    id: u64,
+    addresses: Vec<String>,
+    lane: Lane,
+    mut messages: mpsc::Receiver<PeerMessage>,
+) {
+    let mut pause = BACKOFF.0;
+    for address in addresses.iter().cycle() {
+        match open(&shared, id, address, lane).await {
+            Ok(stream) => {
+                shared.troubles.lock().expect("no panic while held").remove(&id);
+                tracing::debug!(peer = %format_args!("{id:016x}"), address, ?lane, "connected to peer");
+                pause = BACKOFF.0;
+                while messages.try_recv().is_ok() {
+                    // Stale: written for a time when nobody could hear it.
+                }
+                if pump(stream, &mut messages).await.is_none() {
+                    return;
+                }
+                (shared.inbox)(Input::Unreachable(id));
+            }
+            Err(status) => {
+                let known = {
+                    let mut troubles = shared.troubles.lock().expect("no panic while held");
+                    troubles.insert(id, status.message().to_owned()).is_some_and(|old| old == status.message())
+                };
+                if !known && status.code() != Code::Unavailable {
+                    tracing::warn!(peer = %format_args!("{id:016x}"), address, "peer refuses: {}", status.message());
+                }
+                if status.code() == Code::PermissionDenied {
+                    (shared.on_removed)(status.message().to_owned());
+                }
+            }
+        }
+        while messages.try_recv().is_ok() {
+            // Nobody to send it to.
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(BACKOFF.1);
+    }
+}
+
+/// An open stream: frames go in, and its end is heard on the answers.
+struct Opened {
+    frames: mpsc::Sender<Frame>,
+    answers: Streaming<Frame>,
+}
+
+async fn open(shared: &Shared, id: u64, address: &str, lane: Lane) -> Result<Opened, Status> {
+    let mut client = connect(address).await?;
+    let (frames, receiver) = mpsc::channel(FRAMES_MAX);
+    let answers = greet(&mut client, shared.acquaintance.hello(id), lane, &frames, receiver).await?;
+    let (hello, answers) = answers;
+    if hello.member_id != id {
+        return Err(Status::failed_precondition(format!(
+            "{address} is member {:016x} ({}), not {id:016x}: check the peer addresses",
+            hello.member_id, hello.name
+        )));
+    }
+    shared.acquaintance.judge(&hello)?;
+    Ok(Opened { frames, answers })
+}
+
+/// A client of the peer at `host:port`.
+pub(crate) async fn connect(address: &str) -> Result<PeerClient<Channel>, Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| Status::invalid_argument(format!("peer address {address}: {error}")))?;
+    let channel = endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .connect()
+        .await
+        .map_err(|error| Status::unavailable(format!("peer {address} cannot be reached: {error}")))?;
+    Ok(PeerClient::new(channel).max_decoding_message_size(FRAME_BYTES_MAX).max_encoding_message_size(FRAME_BYTES_MAX))
+}
+
+/// Says Hello and waits for the answer.
+async fn greet(
+    client: &mut PeerClient<Channel>,
+    hello: Hello,
+    lane: Lane,
+    frames: &mpsc::Sender<Frame>,
+    receiver: mpsc::Receiver<Frame>,
+) -> Result<(Hello, Streaming<Frame>), Status> {
+    let first = Frame { hello: Some(hello), ..Frame::default() };
+    frames.try_send(first).expect("a new channel has room");
+    let requests = ReceiverStream::new(receiver);
+    let exchange = async {
+        let mut answers = match lane {
+            Lane::Control => client.votes(requests).await?,
+            Lane::Bulk => client.appends(requests).await?,
+        }
+        .into_inner();
+        let hello = answers.message().await?.and_then(|frame| frame.hello);
+        let hello = hello.ok_or_else(|| Status::failed_precondition("the peer answered without a Hello"))?;
+        Ok((hello, answers))
+    };
+    tokio::time::timeout(CONNECT_TIMEOUT, exchange)
+        .await
+        .map_err(|_| Status::unavailable("the peer does not answer"))?
+}
+
+/// Asks a peer who it is, and with `hello.member_id` 0 which ID this member was given. The stream then ends.
+pub(crate) async fn ask(address: &str, hello: Hello) -> Result<Hello, Status> {
+    let mut client = tokio::time::timeout(CONNECT_TIMEOUT, connect(address))
+        .await
+        .map_err(|_| Status::unavailable(format!("peer {address} does not answer")))??;
+    let (frames, receiver) = mpsc::channel(1);
+    let (hello, _) = greet(&mut client, hello, Lane::Control, &frames, receiver).await?;
+    Ok(hello)
+}
+
+/// Sends until the connection ends (`Some`) or the peer is none any more (`None`).
+async fn pump(mut stream: Opened, messages: &mut mpsc::Receiver<PeerMessage>) -> Option<()> {
+    loop {
+        tokio::select! {
+            message = messages.recv() => {
+                let payload = message?.encode();
+                if stream.frames.send(Frame { payload, ..Frame::default() }).await.is_err() {
+                    return Some(());
+                }
+            }
+            answer = stream.answers.message() => {
+                if !matches!(answer, Ok(Some(_))) {
+                    return Some(());
+                }
+            }
+        }
+    }
+}
