@@ -66,8 +66,16 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         use Error::*;
         match self {
-            EmptyKey | KeyTooLarge { .. } | KeyNotFound | ValueProvided | LeaseProvided | TooManyOps
-            | DuplicateKey | RequestTooLarge | InvalidSortOption | SessionMismatch => ErrorKind::Invalid,
+            EmptyKey
+            | KeyTooLarge { .. }
+            | KeyNotFound
+            | ValueProvided
+            | LeaseProvided
+            | TooManyOps
+            | DuplicateKey
+            | RequestTooLarge
+            | InvalidSortOption
+            | SessionMismatch => ErrorKind::Invalid,
             Compacted | FutureRevision => ErrorKind::OutOfRange,
             LeaseNotFound => ErrorKind::NotFound,
             SessionExpired | Skipped => ErrorKind::FailedPrecondition,
@@ -82,7 +90,10 @@ impl fmt::Display for Error {
         f.write_str(match self {
             EmptyKey => "etcdserver: key is not provided",
             KeyTooLarge { bytes, max } => {
-                return write!(f, "kvorum: key of {bytes} bytes is longer than the limit of {max}");
+                return write!(
+                    f,
+                    "kvorum: key of {bytes} bytes is longer than the limit of {max}"
+                );
             }
             KeyNotFound => "etcdserver: key not found",
             ValueProvided => "etcdserver: value is provided",

@@ -9,12 +9,14 @@ mod command;
 mod error;
 pub mod limits;
 mod types;
+mod validate;
 
 pub use codec::DecodeError;
 pub use command::{Command, Envelope, MemberRecord, Origin, Reply, SessionRef, Setting};
 pub use error::{Error, ErrorKind};
 pub use types::{
-    Compare, CompareResult, CompareTarget, DeleteRangeRequest, DeleteRangeResponse, Event, EventKind, KeyRange,
-    KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp, ResponseOp, Revision, SortOrder,
-    SortTarget, TxnRequest, TxnResponse,
+    Compare, CompareResult, CompareTarget, DeleteRangeRequest, DeleteRangeResponse, Event, EventKind,
+    KeyRange, KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp, ResponseOp,
+    Revision, SortOrder, SortTarget, TxnRequest, TxnResponse,
 };
+pub use validate::CommandLimits;

@@ -37,22 +37,34 @@ pub struct KeyRange {
 impl KeyRange {
     /// The one key.
     pub fn point(key: impl Into<Bytes>) -> Self {
-        KeyRange { key: key.into(), end: Bytes::new() }
+        KeyRange {
+            key: key.into(),
+            end: Bytes::new(),
+        }
     }
 
     /// All keys that start with `prefix`; with an empty prefix, all keys.
     pub fn prefix(prefix: &[u8]) -> Self {
         if prefix.is_empty() {
-            return KeyRange { key: Bytes::from_static(&[0]), end: Bytes::from_static(&[0]) };
+            return KeyRange {
+                key: Bytes::from_static(&[0]),
+                end: Bytes::from_static(&[0]),
+            };
         }
         let mut end = prefix.to_vec();
         while let Some(last) = end.pop() {
             if last < 0xff {
                 end.push(last + 1);
-                return KeyRange { key: Bytes::copy_from_slice(prefix), end: end.into() };
+                return KeyRange {
+                    key: Bytes::copy_from_slice(prefix),
+                    end: end.into(),
+                };
             }
         }
-        KeyRange { key: Bytes::copy_from_slice(prefix), end: Bytes::from_static(&[0]) }
+        KeyRange {
+            key: Bytes::copy_from_slice(prefix),
+            end: Bytes::from_static(&[0]),
+        }
     }
 
     /// Whether it names exactly one key.

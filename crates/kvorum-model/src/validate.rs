@@ -1,0 +1,292 @@
+//! The checks before a command reaches the log: etcd's, in etcd's order and with its texts (`checkTxnRequest` and
+//! `checkIntervals` of its `v3rpc/key.go`), and kvorum's limits.
+//!
+//! A command that passes writes no key twice, whichever way its compares go. In two corners etcd lets such a
+//! transaction through and kvorum does not, because one key has one change per revision here: a put inside a
+//! delete that is open at the top (`range_end` of one zero byte), and a delete in one nested transaction of a key
+//! that an earlier sibling puts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use crate::command::{Command, Setting};
+use crate::error::Error;
+use crate::limits;
+use crate::types::{DeleteRangeRequest, KeyRange, PutRequest, RangeRequest, RequestOp, TxnRequest};
+
+/// What commands are held against; the defaults are those of [`limits`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommandLimits {
+    /// Longest key in bytes (a cluster setting).
+    pub key_bytes_max: usize,
+    /// Longest command in bytes, as encoded.
+    pub request_bytes_max: usize,
+    /// Most operations in one list of a transaction; what a transaction uses, those nested in it cannot.
+    pub txn_ops_max: usize,
+    /// Deepest nesting of transactions.
+    pub txn_depth_max: usize,
+}
+
+impl Default for CommandLimits {
+    fn default() -> Self {
+        CommandLimits {
+            key_bytes_max: limits::KEY_BYTES_MAX,
+            request_bytes_max: limits::REQUEST_BYTES_MAX,
+            txn_ops_max: limits::TXN_OPS_MAX,
+            txn_depth_max: limits::TXN_DEPTH_MAX,
+        }
+    }
+}
+
+impl Command {
+    /// Whether it may be proposed. What only the state can tell (a missing key, a compacted revision) is answered
+    /// when it is applied.
+    pub fn validate(&self, limits: &CommandLimits) -> Result<(), Error> {
+        match self {
+            Command::Put(request) => check_put(request, limits)?,
+            Command::DeleteRange(request) => check_delete(request, limits)?,
+            Command::Txn(request) => request.validate(limits)?,
+            Command::ClusterSetting(Setting::KeyBytesMax(bytes)) => {
+                let max = limits::KEY_BYTES_CEILING as u64;
+                if *bytes > max || *bytes == 0 {
+                    return Err(Error::KeyTooLarge { bytes: *bytes, max });
+                }
+            }
+            Command::Batch(commands) => {
+                for command in commands {
+                    command.validate(limits)?;
+                }
+            }
+            _ => {}
+        }
+        if self.encoded_len() > limits.request_bytes_max {
+            return Err(Error::RequestTooLarge);
+        }
+        Ok(())
+    }
+}
+
+impl RangeRequest {
+    /// Whether it may be read. Its revision is the state's matter.
+    pub fn validate(&self, limits: &CommandLimits) -> Result<(), Error> {
+        check_key_range(&self.range, limits)
+    }
+}
+
+impl TxnRequest {
+    /// Whether it may be run; of one that only reads, too.
+    pub fn validate(&self, limits: &CommandLimits) -> Result<(), Error> {
+        check_txn(self, limits, limits.txn_ops_max, 1)?;
+        check_intervals(&self.success)?;
+        check_intervals(&self.failure)?;
+        Ok(())
+    }
+
+    /// Whether a put is in it, at any depth.
+    pub fn has_put(&self) -> bool {
+        self.success.iter().chain(&self.failure).any(|op| match op {
+            RequestOp::Put(_) => true,
+            RequestOp::Txn(txn) => txn.has_put(),
+            RequestOp::Range(_) | RequestOp::DeleteRange(_) => false,
+        })
+    }
+
+    /// Whether it consists of reads alone and can be answered without the log. One with a nested transaction
+    /// cannot, as in etcd.
+    pub fn is_read_only(&self) -> bool {
+        self.success
+            .iter()
+            .chain(&self.failure)
+            .all(|op| matches!(op, RequestOp::Range(_)))
+    }
+}
+
+fn check_key(key: &[u8], max: usize) -> Result<(), Error> {
+    if key.is_empty() {
+        return Err(Error::EmptyKey);
+    }
+    check_length(key, max)
+}
+
+fn check_length(key: &[u8], max: usize) -> Result<(), Error> {
+    if key.len() > max {
+        return Err(Error::KeyTooLarge {
+            bytes: key.len() as u64,
+            max: max as u64,
+        });
+    }
+    Ok(())
+}
+
+/// Bounds may be one byte longer than keys: the next page begins at the last key and a zero byte.
+fn check_key_range(range: &KeyRange, limits: &CommandLimits) -> Result<(), Error> {
+    check_key(&range.key, limits.key_bytes_max + 1)?;
+    check_length(&range.end, limits.key_bytes_max + 1)
+}
+
+fn check_put(request: &PutRequest, limits: &CommandLimits) -> Result<(), Error> {
+    check_key(&request.key, limits.key_bytes_max)?;
+    if request.ignore_value && !request.value.is_empty() {
+        return Err(Error::ValueProvided);
+    }
+    if request.ignore_lease && request.lease != 0 {
+        return Err(Error::LeaseProvided);
+    }
+    Ok(())
+}
+
+fn check_delete(request: &DeleteRangeRequest, limits: &CommandLimits) -> Result<(), Error> {
+    check_key_range(&request.range, limits)
+}
+
+/// `budget` is what enclosing transactions have left of `txn_ops_max`.
+fn check_txn(txn: &TxnRequest, limits: &CommandLimits, budget: usize, depth: usize) -> Result<(), Error> {
+    let ops = txn.compare.len().max(txn.success.len()).max(txn.failure.len());
+    if ops > budget || depth > limits.txn_depth_max {
+        return Err(Error::TooManyOps);
+    }
+    for compare in &txn.compare {
+        check_key_range(&compare.range, limits)?;
+    }
+    for op in txn.success.iter().chain(&txn.failure) {
+        match op {
+            RequestOp::Range(request) => request.validate(limits)?,
+            RequestOp::Put(request) => check_put(request, limits)?,
+            RequestOp::DeleteRange(request) => check_delete(request, limits)?,
+            RequestOp::Txn(nested) => check_txn(nested, limits, budget - ops, depth + 1)?,
+        }
+    }
+    Ok(())
+}
+
+/// What one list of operations may write, whichever way its compares go.
+#[derive(Default)]
+struct Writes<'a> {
+    puts: BTreeSet<&'a [u8]>,
+    deletes: Intervals<'a>,
+}
+
+/// Refuses a key that is put twice, or put and deleted; two deletes of a key, and one key in both lists of a nested
+/// transaction, are fine.
+fn check_intervals(ops: &[RequestOp]) -> Result<Writes<'_>, Error> {
+    let mut writes = Writes::default();
+    for op in ops {
+        if let RequestOp::DeleteRange(request) = op {
+            writes.deletes.insert(&request.range);
+        }
+    }
+    for op in ops {
+        if let RequestOp::Txn(txn) = op {
+            let then = check_intervals(&txn.success)?;
+            let otherwise = check_intervals(&txn.failure)?;
+            for list in [&then, &otherwise] {
+                let twice = list
+                    .puts
+                    .iter()
+                    .any(|key| writes.puts.contains(key) || writes.deletes.contains(key));
+                if twice || writes.puts.iter().any(|key| list.deletes.contains(key)) {
+                    return Err(Error::DuplicateKey);
+                }
+            }
+            for list in [then, otherwise] {
+                writes.puts.extend(list.puts);
+                writes.deletes.extend(list.deletes);
+            }
+        }
+    }
+    for op in ops {
+        if let RequestOp::Put(request) = op {
+            let key = request.key.as_ref();
+            if writes.deletes.contains(key) || !writes.puts.insert(key) {
+                return Err(Error::DuplicateKey);
+            }
+        }
+    }
+    Ok(writes)
+}
+
+/// A set of keys as disjoint intervals: start (inclusive) to end.
+#[derive(Default)]
+struct Intervals<'a>(BTreeMap<&'a [u8], End<'a>>);
+
+/// Where an interval ends. The order is that of the keys they exclude.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End<'a> {
+    /// With this key.
+    Included(&'a [u8]),
+    /// Before this key.
+    Excluded(&'a [u8]),
+    /// Never.
+    Open,
+}
+
+impl End<'_> {
+    /// Whether the interval goes on to `key`, given that it starts at or before it.
+    fn reaches(&self, key: &[u8]) -> bool {
+        match self {
+            End::Included(end) => key <= *end,
+            End::Excluded(end) => key < *end,
+            End::Open => true,
+        }
+    }
+
+    /// Whether it ends later than `other`.
+    fn is_later_than(&self, other: &End) -> bool {
+        match (self, other) {
+            (_, End::Open) => false,
+            (End::Open, _) => true,
+            (End::Included(a), End::Included(b)) | (End::Excluded(a), End::Excluded(b)) => a > b,
+            (End::Included(a), End::Excluded(b)) => a >= b,
+            (End::Excluded(a), End::Included(b)) => a > b,
+        }
+    }
+}
+
+impl<'a> Intervals<'a> {
+    fn insert(&mut self, range: &'a KeyRange) {
+        let start = range.key.as_ref();
+        if range.is_point() {
+            self.merge(start, End::Included(start));
+        } else if range.is_from_key() {
+            self.merge(start, End::Open);
+        } else if range.end > range.key {
+            self.merge(start, End::Excluded(&range.end));
+        }
+    }
+
+    fn merge(&mut self, mut start: &'a [u8], mut end: End<'a>) {
+        if let Some((before, before_end)) = self.0.range(..=start).next_back()
+            && before_end.reaches(start)
+        {
+            start = before;
+            if before_end.is_later_than(&end) {
+                end = *before_end;
+            }
+        }
+        while let Some((&after, &after_end)) = self
+            .0
+            .range::<[u8], _>((Bound::Included(start), Bound::Unbounded))
+            .next()
+            && end.reaches(after)
+        {
+            self.0.remove(after);
+            if after_end.is_later_than(&end) {
+                end = after_end;
+            }
+        }
+        self.0.insert(start, end);
+    }
+
+    fn extend(&mut self, other: Intervals<'a>) {
+        for (start, end) in other.0 {
+            self.merge(start, end);
+        }
+    }
+
+    fn contains(&self, key: &[u8]) -> bool {
+        self.0
+            .range::<[u8], _>((Bound::Unbounded, Bound::Included(key)))
+            .next_back()
+            .is_some_and(|(_, end)| end.reaches(key))
+    }
+}
