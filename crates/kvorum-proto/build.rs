@@ -2,11 +2,12 @@
 
 use std::{env, error::Error, path::PathBuf};
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "mvccpb/kv.proto",
     "etcdserverpb/rpc.proto",
     "kv/kv.proto",
     "kvorum/v1/kvorum.proto",
+    "grpc/health/v1/health.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -15,6 +16,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, [&root])?;
     tonic_prost_build::configure()
         .build_transport(false)
+        // What a service does not implement yet answers Unimplemented.
+        .generate_default_stubs(true)
         // `Bytes` fields are slices of the buffer that the request arrived in: nothing is copied.
         .bytes(".")
         .compile_fds(descriptors)?;

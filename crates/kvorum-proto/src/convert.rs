@@ -1,41 +1,27 @@
 //! Model ⇄ wire.
 //!
-//! Requests: `TryFrom`, which checks what etcd's API layer checks, in its order. Answers: functions, because
-//! a header is known only to the handler.
+//! Requests: `From` or `TryFrom`, which refuses what the model has no words for; the rest of etcd's checks are
+//! the model's `validate`. Answers: functions, because a header is known only to the handler.
+//!
+//! Recursion is bounded: prost decodes no message deeper than a hundred levels.
 
 use bytes::Bytes;
 use kvorum_model as model;
-use kvorum_model::limits::{KEY_BYTES_CEILING, TXN_DEPTH_MAX, TXN_OPS_MAX};
 use kvorum_model::{Error, KeyRange};
 
 use crate::etcdserverpb as pb;
 use crate::mvccpb;
 use crate::status::Rejected;
-use crate::txn::check_duplicates;
-
-/// A range as etcd's requests name it. Longer bounds than any key plus one byte find nothing that a shorter
-/// one does not, and are refused, so that nothing below meets them.
-fn key_range(key: Bytes, end: Bytes) -> Result<KeyRange, Rejected> {
-    if key.is_empty() {
-        return Err(Error::EmptyKey.into());
-    }
-    let longest = key.len().max(end.len());
-    if longest > KEY_BYTES_CEILING + 1 {
-        return Err(Error::KeyTooLarge {
-            bytes: longest as u64,
-            max: KEY_BYTES_CEILING as u64,
-        }
-        .into());
-    }
-    Ok(KeyRange { key, end })
-}
 
 impl TryFrom<pb::RangeRequest> for model::RangeRequest {
     type Error = Rejected;
 
     fn try_from(r: pb::RangeRequest) -> Result<Self, Rejected> {
         use pb::range_request::{SortOrder, SortTarget};
-        let range = key_range(r.key, r.range_end)?;
+        let range = KeyRange {
+            key: r.key,
+            end: r.range_end,
+        };
         let sort_order = match SortOrder::try_from(r.sort_order) {
             Ok(SortOrder::None) => model::SortOrder::None,
             Ok(SortOrder::Ascend) => model::SortOrder::Ascend,
@@ -66,84 +52,69 @@ impl TryFrom<pb::RangeRequest> for model::RangeRequest {
     }
 }
 
-impl TryFrom<pb::PutRequest> for model::PutRequest {
-    type Error = Rejected;
-
-    fn try_from(r: pb::PutRequest) -> Result<Self, Rejected> {
-        if r.key.is_empty() {
-            return Err(Error::EmptyKey.into());
-        }
-        if r.ignore_value && !r.value.is_empty() {
-            return Err(Error::ValueProvided.into());
-        }
-        if r.ignore_lease && r.lease != 0 {
-            return Err(Error::LeaseProvided.into());
-        }
-        Ok(model::PutRequest {
+impl From<pb::PutRequest> for model::PutRequest {
+    fn from(r: pb::PutRequest) -> Self {
+        model::PutRequest {
             key: r.key,
             value: r.value,
             lease: r.lease,
             prev_kv: r.prev_kv,
             ignore_value: r.ignore_value,
             ignore_lease: r.ignore_lease,
-        })
+        }
     }
 }
 
-impl TryFrom<pb::DeleteRangeRequest> for model::DeleteRangeRequest {
-    type Error = Rejected;
-
-    fn try_from(r: pb::DeleteRangeRequest) -> Result<Self, Rejected> {
-        Ok(model::DeleteRangeRequest {
-            range: key_range(r.key, r.range_end)?,
+impl From<pb::DeleteRangeRequest> for model::DeleteRangeRequest {
+    fn from(r: pb::DeleteRangeRequest) -> Self {
+        model::DeleteRangeRequest {
+            range: KeyRange {
+                key: r.key,
+                end: r.range_end,
+            },
             prev_kv: r.prev_kv,
-        })
+        }
     }
-}
-
-/// A transaction within `ops_max` operations (etcd's `--max-txn-ops`).
-pub fn txn_request(r: pb::TxnRequest, ops_max: usize) -> Result<model::TxnRequest, Rejected> {
-    let txn = txn_level(r, ops_max, TXN_DEPTH_MAX)?;
-    check_duplicates(&txn)?;
-    Ok(txn)
 }
 
 impl TryFrom<pb::TxnRequest> for model::TxnRequest {
     type Error = Rejected;
 
-    /// Within the default limit of operations.
     fn try_from(r: pb::TxnRequest) -> Result<Self, Rejected> {
-        txn_request(r, TXN_OPS_MAX)
+        Ok(model::TxnRequest {
+            compare: r
+                .compare
+                .into_iter()
+                .map(TryFrom::try_from)
+                .collect::<Result<_, _>>()?,
+            success: r
+                .success
+                .into_iter()
+                .map(TryFrom::try_from)
+                .collect::<Result<_, _>>()?,
+            failure: r
+                .failure
+                .into_iter()
+                .map(TryFrom::try_from)
+                .collect::<Result<_, _>>()?,
+        })
     }
 }
 
-/// One level; what it uses of the budget is not there for the levels below.
-fn txn_level(r: pb::TxnRequest, ops_max: usize, depth_left: usize) -> Result<model::TxnRequest, Rejected> {
-    let ops = r.compare.len().max(r.success.len()).max(r.failure.len());
-    if ops > ops_max || depth_left == 0 {
-        return Err(Error::TooManyOps.into());
-    }
-    let op = |op| request_op(op, ops_max - ops, depth_left - 1);
-    Ok(model::TxnRequest {
-        compare: r
-            .compare
-            .into_iter()
-            .map(TryFrom::try_from)
-            .collect::<Result<_, _>>()?,
-        success: r.success.into_iter().map(op).collect::<Result<_, _>>()?,
-        failure: r.failure.into_iter().map(op).collect::<Result<_, _>>()?,
-    })
-}
+impl TryFrom<pb::RequestOp> for model::RequestOp {
+    type Error = Rejected;
 
-fn request_op(op: pb::RequestOp, ops_max: usize, depth_left: usize) -> Result<model::RequestOp, Rejected> {
-    use pb::request_op::Request;
-    Ok(match op.request {
-        Some(Request::RequestRange(r)) => model::RequestOp::Range(r.try_into()?),
-        Some(Request::RequestPut(r)) => model::RequestOp::Put(r.try_into()?),
-        Some(Request::RequestDeleteRange(r)) => model::RequestOp::DeleteRange(r.try_into()?),
-        Some(Request::RequestTxn(r)) => model::RequestOp::Txn(txn_level(r, ops_max, depth_left)?),
-        None => return Err(Error::KeyNotFound.into()),
-    })
+    /// An operation without content is `key not found`, as in etcd.
+    fn try_from(op: pb::RequestOp) -> Result<Self, Rejected> {
+        use pb::request_op::Request;
+        Ok(match op.request {
+            Some(Request::RequestRange(r)) => model::RequestOp::Range(r.try_into()?),
+            Some(Request::RequestPut(r)) => model::RequestOp::Put(r.into()),
+            Some(Request::RequestDeleteRange(r)) => model::RequestOp::DeleteRange(r.into()),
+            Some(Request::RequestTxn(r)) => model::RequestOp::Txn(r.try_into()?),
+            None => return Err(Error::KeyNotFound.into()),
+        })
+    }
 }
 
 impl TryFrom<pb::Compare> for model::Compare {
@@ -152,7 +123,10 @@ impl TryFrom<pb::Compare> for model::Compare {
     /// `target` decides; an operand of another kind counts as 0 or empty, as in etcd.
     fn try_from(c: pb::Compare) -> Result<Self, Rejected> {
         use pb::compare::{CompareResult, CompareTarget, TargetUnion};
-        let range = key_range(c.key, c.range_end)?;
+        let range = KeyRange {
+            key: c.key,
+            end: c.range_end,
+        };
         let result = match CompareResult::try_from(c.result) {
             Ok(CompareResult::Equal) => model::CompareResult::Equal,
             Ok(CompareResult::Greater) => model::CompareResult::Greater,
@@ -301,25 +275,6 @@ mod tests {
             request: Some(request),
         }
     }
-    fn put(key: &'static str) -> pb::RequestOp {
-        op(Request::RequestPut(pb::PutRequest {
-            key: key.into(),
-            ..Default::default()
-        }))
-    }
-    fn nest(success: Vec<pb::RequestOp>) -> pb::RequestOp {
-        op(Request::RequestTxn(pb::TxnRequest {
-            success,
-            ..Default::default()
-        }))
-    }
-    fn check_txn(success: Vec<pb::RequestOp>, expected: Result<(), Rejected>) {
-        let result = model::TxnRequest::try_from(pb::TxnRequest {
-            success,
-            ..Default::default()
-        });
-        assert_eq!(result.map(|_| ()), expected);
-    }
     fn check_range(change: impl FnOnce(&mut pb::RangeRequest), expected: Result<(), Error>) {
         let mut request = pb::RangeRequest {
             key: "k".into(),
@@ -328,17 +283,6 @@ mod tests {
         change(&mut request);
         assert_eq!(
             model::RangeRequest::try_from(request).map(|_| ()),
-            expected.map_err(Rejected::Model)
-        );
-    }
-    fn check_put(change: impl FnOnce(&mut pb::PutRequest), expected: Result<(), Error>) {
-        let mut request = pb::PutRequest {
-            key: "k".into(),
-            ..Default::default()
-        };
-        change(&mut request);
-        assert_eq!(
-            model::PutRequest::try_from(request).map(|_| ()),
             expected.map_err(Rejected::Model)
         );
     }
@@ -357,40 +301,9 @@ mod tests {
     #[test]
     fn ranges() {
         check_range(|_| {}, Ok(()));
-        check_range(|r| r.key = Bytes::new(), Err(Error::EmptyKey));
         check_range(|r| r.sort_order = 3, Err(Error::InvalidSortOption));
         check_range(|r| r.sort_order = -1, Err(Error::InvalidSortOption));
         check_range(|r| r.sort_target = 5, Err(Error::InvalidSortOption));
-        check_range(|r| r.range_end = vec![b'x'; KEY_BYTES_CEILING + 1].into(), Ok(()));
-        let bytes = KEY_BYTES_CEILING as u64 + 2;
-        let too_large = Error::KeyTooLarge {
-            bytes,
-            max: KEY_BYTES_CEILING as u64,
-        };
-        check_range(
-            |r| r.range_end = vec![b'x'; KEY_BYTES_CEILING + 2].into(),
-            Err(too_large.clone()),
-        );
-        check_range(
-            |r| r.key = vec![b'x'; KEY_BYTES_CEILING + 2].into(),
-            Err(too_large),
-        );
-    }
-
-    #[test]
-    fn puts() {
-        check_put(|_| {}, Ok(()));
-        check_put(|r| r.key = Bytes::new(), Err(Error::EmptyKey));
-        check_put(
-            |r| (r.ignore_value, r.value) = (true, "v".into()),
-            Err(Error::ValueProvided),
-        );
-        check_put(|r| r.ignore_value = true, Ok(()));
-        check_put(
-            |r| (r.ignore_lease, r.lease) = (true, 1),
-            Err(Error::LeaseProvided),
-        );
-        check_put(|r| r.ignore_lease = true, Ok(()));
     }
 
     #[test]
@@ -410,31 +323,30 @@ mod tests {
         );
         check_compare(|c| c.target = 5, Err(Rejected::UnknownEnum("compare target")));
         check_compare(|c| c.result = 4, Err(Rejected::UnknownEnum("compare result")));
-        check_compare(|c| c.key = Bytes::new(), Err(Rejected::Model(Error::EmptyKey)));
     }
 
     #[test]
-    fn transactions_at_their_limits() {
-        let keys: Vec<&'static str> = (0..129).map(|i| &*format!("k{i}").leak()).collect();
-        check_txn(keys[..128].iter().map(|k| put(k)).collect(), Ok(()));
-        check_txn(
-            keys.iter().map(|k| put(k)).collect(),
-            Err(Error::TooManyOps.into()),
+    fn a_bad_operation_spoils_the_transaction_at_any_depth() {
+        let refused = |op: pb::RequestOp, expected: Rejected| {
+            let nested = pb::TxnRequest {
+                failure: vec![op],
+                ..Default::default()
+            };
+            let txn = pb::TxnRequest {
+                success: vec![self::op(Request::RequestTxn(nested))],
+                ..Default::default()
+            };
+            assert_eq!(model::TxnRequest::try_from(txn), Err(expected));
+        };
+        refused(pb::RequestOp { request: None }, Error::KeyNotFound.into());
+        let bad_sort = pb::RangeRequest {
+            sort_order: 7,
+            ..Default::default()
+        };
+        refused(
+            op(Request::RequestRange(bad_sort)),
+            Error::InvalidSortOption.into(),
         );
-        // What the outer list uses up is not there for the inner one.
-        let inner = |n: usize| nest(keys[..n].iter().map(|k| put(k)).collect());
-        check_txn(vec![inner(127)], Ok(()));
-        check_txn(vec![inner(128)], Err(Error::TooManyOps.into()));
-        let deep = |levels: usize| (1..levels).fold(put("a"), |op, _| nest(vec![op]));
-        check_txn(vec![deep(TXN_DEPTH_MAX)], Ok(()));
-        check_txn(vec![deep(TXN_DEPTH_MAX + 1)], Err(Error::TooManyOps.into()));
-        check_txn(
-            vec![pb::RequestOp { request: None }],
-            Err(Error::KeyNotFound.into()),
-        );
-        check_txn(vec![put("a"), put("a")], Err(Error::DuplicateKey.into()));
-        check_txn(vec![put("")], Err(Error::EmptyKey.into()));
-        check_txn(vec![nest(vec![put("")])], Err(Error::EmptyKey.into()));
     }
 
     /// As etcd 3.4 answers: see the rule at `txn_response`.

@@ -1,14 +1,13 @@
 //! The wire: messages and services generated from `proto/`, and the conversions between them and the model.
 //!
-//! The conversions are the validation boundary: a [`kvorum_model`] request that came through [`convert`] has no
-//! empty key, no unknown enum value, no transaction over its budget and no key written twice. What needs the
-//! store (revisions, leases, sessions) is decided by the state machine.
+//! The conversions are the validation boundary: what the model has no words for (unknown enum values, an
+//! operation without content) is refused in [`convert`], the rest by the model's own `validate`, and what needs
+//! the store (revisions, leases, sessions) by the state machine.
 //!
 //! Nothing here panics on any input: messages are decoded by prost, which bounds its recursion.
 
 pub mod convert;
 mod status;
-pub mod txn;
 
 pub use status::{OUTCOME, Outcome, Rejected, refused, status_of};
 
@@ -33,5 +32,13 @@ pub mod kvorum {
     #[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
     pub mod v1 {
         tonic::include_proto!("kvorum.v1");
+    }
+}
+/// gRPC's health service.
+pub mod grpc_health {
+    /// Version 1.
+    #[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
+    pub mod v1 {
+        tonic::include_proto!("grpc.health.v1");
     }
 }
