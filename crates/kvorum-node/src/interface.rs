@@ -22,6 +22,10 @@ pub struct Options {
     pub held_requests_max: usize,
     /// Most bytes of commands in one forwarded batch.
     pub forward_bytes_max: usize,
+    /// Most bytes of commands in one batch at the leader (one larger part passes alone).
+    pub batch_bytes_max: usize,
+    /// While so many log writes are not durable yet, writes gather.
+    pub log_writes_open_max: u64,
 }
 
 /// One write of a caller on this member.

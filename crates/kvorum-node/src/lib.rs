@@ -26,7 +26,7 @@ pub use interface::{
     AdminError, AdminReply, AdminRequest, ApplyReport, Effect, Housekeeping, Input, Options, Proposal, ReadFailure,
     ReadRequest, WriteFailure,
 };
-pub use log_driver::LogDriver;
+pub use log_driver::{LogDriver, LogReader};
 pub use node::Node;
 pub use status::{NodeStatus, PeerStatus};
 pub use wire::{Lane, PeerBody, PeerMessage, WireError};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvorum_model::Revision;
 use kvorum_mvcc::ClusterState;
-use kvorum_raft::{Index, MemberId, Micros, Raft, Role, Token};
+use kvorum_raft::{Index, MemberId, Micros, Raft, Role, Seq, Token};
 
 use crate::clock::ClusterClock;
 use crate::housekeeping::Keeping;
@@ -70,6 +70,9 @@ pub struct Node {
     pub(crate) space_exhausted: bool,
     pub(crate) leader_changes: u64,
     pub(crate) initialised_in_term: u64,
+    /// The last log write that was issued, and the last one that is durable.
+    issued: Seq,
+    persisted: Seq,
     pub(crate) introduce_again_at: Micros,
     known: (u64, MemberId, Role),
     leaderless_since: Option<Micros>,
@@ -109,6 +112,8 @@ impl Node {
             space_exhausted: false,
             leader_changes: 0,
             initialised_in_term: 0,
+            issued: 0,
+            persisted: 0,
             introduce_again_at: 0,
             known,
             leaderless_since: Some(now),
@@ -153,7 +158,15 @@ impl Node {
             Input::Propose(proposals) => self.propose(context, proposals),
             Input::Read(reads) => self.read(context, reads),
             Input::Admin { id, request, deadline } => self.administer(context, id, request, deadline),
-            Input::Persisted(seq) => self.step_raft(context, kvorum_raft::Input::Persisted(seq)),
+            Input::Persisted(seq) => {
+                self.persisted = self.persisted.max(seq);
+                self.step_raft(context, kvorum_raft::Input::Persisted(seq));
+                if self.unsettled_install.is_some_and(|reset| reset <= self.persisted) {
+                    self.unsettled_install = None;
+                    context.out.push(Effect::InstallSettled);
+                }
+                self.propose_gathered(context);
+            }
             Input::PersistFailed => self.step_raft(context, kvorum_raft::Input::PersistFailed),
             Input::Fetched { id, entries } => {
                 self.step_raft(context, kvorum_raft::Input::Fetched { id, entries });
@@ -168,8 +181,8 @@ impl Node {
             Input::SnapshotReceived(message) => self.snapshot_received(context, message),
             Input::Installed { meta, report } => {
                 self.step_raft(context, kvorum_raft::Input::SnapshotInstalled(meta));
+                self.unsettled_install = Some(self.issued);
                 self.reached(context, report);
-                context.out.push(Effect::InstallSettled);
             }
             Input::Unreachable(peer) => {
                 self.forwards_lost(context, peer);
@@ -239,6 +252,7 @@ impl Node {
         }
         self.known = role;
         self.leaderless_since = if role.1 == 0 { self.leaderless_since.or(Some(self.now)) } else { None };
+        self.propose_gathered(context);
         self.release_held(context);
         self.ask(context);
         self.introduce(context);
@@ -264,6 +278,11 @@ impl Node {
         self.next_token
     }
 
+    /// Log writes that are not durable yet.
+    pub(crate) fn log_writes_open(&self) -> u64 {
+        self.issued.saturating_sub(self.persisted)
+    }
+
     pub(crate) fn is_transferring(&self) -> bool {
         self.raft.transfer_target().is_some()
     }
@@ -285,6 +304,7 @@ impl Node {
                 if !self.raft.is_leader() {
                     self.clock.observe(&persist.entries, context.now);
                 }
+                self.issued = persist.seq;
                 context.out.push(Effect::Persist(persist));
             }
             Core::Send(message) => context.send(message.to, PeerBody::Raft(message)),

@@ -1,6 +1,8 @@
 //! Writes on their way into the log: proposed here, or forwarded to the leader, and what became of them.
 //!
 //! - A write is forwarded once, and again only if the receiver said that it was not appended.
+//! - Batches build themselves: while the log is busy with earlier batches, writes gather, and everything that
+//!   gathered becomes one batch, one log write, one append to each peer. There is no timer.
 //! - A write that was appended is answered by this member's own apply; this room only tells the callers of
 //!   writes that will not be answered so: refused ones, ones whose place in the log another entry took, and
 //!   ones whose leader was lost. When leadership changes with a batch in the log, its callers wait until its
@@ -14,17 +16,35 @@ use kvorum_model::Envelope;
 use kvorum_raft::{Index, MemberId, Micros, RefuseReason, Term, Token};
 use rustc_hash::FxHashMap;
 
-use crate::interface::{Effect, Proposal, WriteFailure};
+use crate::interface::{Proposal, WriteFailure};
 use crate::node::{Context, Node};
 use crate::wire::{PeerBody, Refusal};
 
-/// Where a batch of commands came from.
+/// Writes at the leader that wait for the log to take the next batch.
+#[derive(Debug)]
+enum Gathered {
+    /// Of callers of this member.
+    Local(Vec<Proposal>),
+    /// Of callers of another member, which forwarded them under this number.
+    Peer { member: MemberId, id: u64, commands: Vec<Bytes> },
+}
+
+impl Gathered {
+    fn bytes(&self) -> usize {
+        match self {
+            Gathered::Local(proposals) => proposals.iter().map(|proposal| proposal.command.len()).sum(),
+            Gathered::Peer { commands, .. } => commands.iter().map(Bytes::len).sum(),
+        }
+    }
+}
+
+/// Whose commands a part of a batch holds.
 #[derive(Debug)]
 enum Source {
-    /// Callers of this member.
+    /// Callers of this member, by number.
     Local(Vec<u64>),
-    /// A member that forwarded it under this number.
-    Peer(MemberId, u64),
+    /// So many of a member that forwarded them under this number.
+    Peer(MemberId, u64, u64),
 }
 
 /// A batch of local writes on its way to a leader elsewhere.
@@ -48,8 +68,10 @@ struct InLog {
 pub(crate) struct Writes {
     /// Waiting for a leader to be known.
     held: VecDeque<Proposal>,
+    /// At the leader, waiting for the log.
+    gathered: VecDeque<Gathered>,
     /// Handed to the core and not yet accepted or refused.
-    proposed: FxHashMap<Token, Source>,
+    proposed: FxHashMap<Token, Vec<Source>>,
     /// Forwarded and not yet accepted or refused, by number.
     forwarded: BTreeMap<u64, Forwarded>,
     /// Accepted, in log order as far as this member knows it.
@@ -84,19 +106,52 @@ impl Node {
             let full = proposals.extract_if(.., |proposal| needs_space(&proposal.command));
             context.fail(full.map(|proposal| proposal.seq).collect(), WriteFailure::NoSpace);
         }
-        let seqs = proposals.iter().map(|proposal| proposal.seq).collect();
-        let time_ms = self.clock.time_ms(context.now);
-        let commands = proposals.into_iter().map(|proposal| stamped(proposal.command, time_ms)).collect();
-        self.propose_batch(context, Source::Local(seqs), commands);
+        if !proposals.is_empty() {
+            self.writes.gathered.push_back(Gathered::Local(proposals));
+            self.propose_gathered(context);
+        }
     }
 
-    fn propose_batch(&mut self, context: &mut Context<'_>, source: Source, commands: Vec<Bytes>) {
-        if commands.is_empty() {
-            return;
+    /// Hands what gathered to the core, unless the log is busy enough.
+    pub(crate) fn propose_gathered(&mut self, context: &mut Context<'_>) {
+        while !self.writes.gathered.is_empty() && self.log_writes_open() < self.options.log_writes_open_max {
+            if !self.raft.is_leader() || self.is_transferring() {
+                return self.scatter(context);
+            }
+            let time_ms = self.clock.time_ms(context.now);
+            let (mut sources, mut commands, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while let Some(next) = self.writes.gathered.front() {
+                bytes += next.bytes();
+                if bytes > self.options.batch_bytes_max && !commands.is_empty() {
+                    break;
+                }
+                match self.writes.gathered.pop_front().expect("just looked at it") {
+                    Gathered::Local(proposals) => {
+                        sources.push(Source::Local(proposals.iter().map(|proposal| proposal.seq).collect()));
+                        commands.extend(proposals.into_iter().map(|p| stamped(p.command, time_ms)));
+                    }
+                    Gathered::Peer { member, id, commands: theirs } => {
+                        sources.push(Source::Peer(member, id, theirs.len() as u64));
+                        commands.extend(theirs.into_iter().map(|command| stamped(command, time_ms)));
+                    }
+                }
+            }
+            let token = self.next_token();
+            self.writes.proposed.insert(token, sources);
+            self.step_raft(context, kvorum_raft::Input::Propose { token, commands });
         }
-        let token = self.next_token();
-        self.writes.proposed.insert(token, source);
-        self.step_raft(context, kvorum_raft::Input::Propose { token, commands });
+    }
+
+    /// This member does not lead any more: what gathered goes where it can be written.
+    fn scatter(&mut self, context: &mut Context<'_>) {
+        for gathered in std::mem::take(&mut self.writes.gathered) {
+            match gathered {
+                Gathered::Local(proposals) => self.propose(context, proposals),
+                Gathered::Peer { member, id, .. } => {
+                    context.send(member, PeerBody::ForwardRefused { id, why: Refusal::NotLeader });
+                }
+            }
+        }
     }
 
     fn forward(&mut self, context: &mut Context<'_>, leader: MemberId, proposals: Vec<Proposal>) {
@@ -142,25 +197,34 @@ impl Node {
             context.send(from, PeerBody::ForwardRefused { id, why });
             return;
         }
-        let time_ms = self.clock.time_ms(context.now);
-        let commands = commands.into_iter().map(|command| stamped(command, time_ms)).collect();
-        self.propose_batch(context, Source::Peer(from, id), commands);
+        if commands.is_empty() {
+            return;
+        }
+        self.writes.gathered.push_back(Gathered::Peer { member: from, id, commands });
+        self.propose_gathered(context);
     }
 
     /// The core appended a batch.
     pub(crate) fn accepted(&mut self, context: &mut Context<'_>, token: Token, term: Term, first: Index) {
-        match self.writes.proposed.remove(&token) {
-            Some(Source::Local(seqs)) => self.writes.note_in_log(term, first, seqs),
-            Some(Source::Peer(member, id)) => {
-                context.send(member, PeerBody::ForwardAccepted { id, term, first });
+        let mut first = first;
+        for source in self.writes.proposed.remove(&token).unwrap_or_default() {
+            match source {
+                Source::Local(seqs) => {
+                    let count = seqs.len() as u64;
+                    self.writes.note_in_log(term, first, seqs);
+                    first += count;
+                }
+                Source::Peer(member, id, count) => {
+                    context.send(member, PeerBody::ForwardAccepted { id, term, first });
+                    first += count;
+                }
             }
-            None => {}
         }
     }
 
     /// The core did not append a batch.
     pub(crate) fn refused(&mut self, context: &mut Context<'_>, token: Token, why: RefuseReason) {
-        let Some(source) = self.writes.proposed.remove(&token) else {
+        let Some(sources) = self.writes.proposed.remove(&token) else {
             return self.change_refused(context, token, why);
         };
         let refusal = match why {
@@ -168,9 +232,11 @@ impl Node {
             RefuseReason::TooLarge => Refusal::TooLarge,
             _ => Refusal::NotLeader,
         };
-        match source {
-            Source::Local(seqs) => context.fail(seqs, failure(refusal)),
-            Source::Peer(member, id) => context.send(member, PeerBody::ForwardRefused { id, why: refusal }),
+        for source in sources {
+            match source {
+                Source::Local(seqs) => context.fail(seqs, failure(refusal)),
+                Source::Peer(member, id, _) => context.send(member, PeerBody::ForwardRefused { id, why: refusal }),
+            }
         }
     }
 
@@ -258,7 +324,12 @@ impl Node {
 
     /// How many local writes are between their callers and their answers.
     pub(crate) fn writes_waiting(&self) -> usize {
+        let gathered = self.writes.gathered.iter().map(|gathered| match gathered {
+            Gathered::Local(proposals) => proposals.len(),
+            Gathered::Peer { .. } => 0,
+        });
         self.writes.held.len()
+            + gathered.sum::<usize>()
             + self.writes.forwarded.values().map(|batch| batch.proposals.len()).sum::<usize>()
             + self.writes.in_log.iter().map(|batch| batch.seqs.len()).sum::<usize>()
     }

@@ -1,0 +1,160 @@
+//! The log writer's thread, and the log reader's.
+//!
+//! The writer takes everything that waits and writes it as one batch with one fsync; what arrives meanwhile
+//! forms the next batch. A full disk is no failure: the batch is tried again until space is back, and the
+//! replica is told, so that it refuses what needs space. Any other error ends the process.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use kvorum_node::{Input, LogDriver, LogReader};
+use kvorum_raft::{Persist, SnapshotMeta};
+use kvorum_wal::{Disk, Space, WalError};
+
+use super::figures::LogFigures;
+use super::peers::Inbox;
+
+/// Between two tries to write to a full disk.
+const SPACE_RETRY: Duration = Duration::from_millis(250);
+/// Most writes in one batch.
+const WRITES_MAX: usize = 1024;
+
+/// Work for the log writer.
+#[derive(Debug)]
+pub(crate) enum LogWork {
+    Persist(Persist),
+    Purge(SnapshotMeta),
+    Stop,
+}
+
+/// Work for the log reader.
+#[derive(Debug)]
+pub(crate) struct FetchWork {
+    pub(crate) id: u64,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) bytes_max: usize,
+}
+
+/// Runs the writer until it is told to stop, or fails.
+///
+/// # Errors
+/// What broke the log; the replica was told.
+pub(crate) fn run_writer<D: Disk>(
+    mut log: LogDriver<D>,
+    work: &Receiver<LogWork>,
+    inbox: &Inbox,
+    figures: &Arc<LogFigures>,
+) -> Result<(), WalError> {
+    let mut exhausted = false;
+    loop {
+        let Ok(first) = work.recv() else { return Ok(()) };
+        let mut waiting = vec![first];
+        waiting.extend(work.try_iter().take(WRITES_MAX));
+        let mut persists = Vec::new();
+        for item in waiting {
+            match item {
+                LogWork::Persist(persist) => persists.push(persist),
+                LogWork::Purge(base) => {
+                    write(&mut log, &mut persists, inbox, &mut exhausted, figures)?;
+                    fatal_to_replica(log.purge(&base), inbox)?;
+                }
+                LogWork::Stop => {
+                    write(&mut log, &mut persists, inbox, &mut exhausted, figures)?;
+                    return Ok(());
+                }
+            }
+        }
+        write(&mut log, &mut persists, inbox, &mut exhausted, figures)?;
+        figures.note_stats(&log.wal().stats());
+        // Claiming space ahead failed: what is claimed still serves, but nothing that needs space is accepted.
+        while exhausted != (log.wal().space() == Space::Exhausted) {
+            exhausted = !exhausted;
+            inbox(Input::Space { exhausted });
+        }
+        if exhausted && let Some(next) = retry_claim(&mut log, work, inbox, &mut exhausted)? {
+            match next {
+                LogWork::Persist(persist) => write(&mut log, &mut vec![persist], inbox, &mut exhausted, figures)?,
+                LogWork::Purge(base) => fatal_to_replica(log.purge(&base), inbox)?,
+                LogWork::Stop => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Tries to claim space until it works or there is work to do.
+fn retry_claim<D: Disk>(
+    log: &mut LogDriver<D>,
+    work: &Receiver<LogWork>,
+    inbox: &Inbox,
+    exhausted: &mut bool,
+) -> Result<Option<LogWork>, WalError> {
+    loop {
+        match work.recv_timeout(SPACE_RETRY) {
+            Ok(next) => return Ok(Some(next)),
+            Err(RecvTimeoutError::Disconnected) => return Ok(Some(LogWork::Stop)),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        match log.wal().prepare_next() {
+            Ok(()) if log.wal().space() != Space::Exhausted => {
+                *exhausted = false;
+                inbox(Input::Space { exhausted: false });
+                return Ok(None);
+            }
+            Ok(()) => {}
+            Err(error) if error.is_no_space() => {}
+            Err(error) => return fatal_to_replica(Err(error), inbox),
+        }
+    }
+}
+
+fn write<D: Disk>(
+    log: &mut LogDriver<D>,
+    persists: &mut Vec<Persist>,
+    inbox: &Inbox,
+    exhausted: &mut bool,
+    figures: &LogFigures,
+) -> Result<(), WalError> {
+    if persists.is_empty() {
+        return Ok(());
+    }
+    let started = super::clock::now();
+    loop {
+        match log.write(persists) {
+            Ok(seq) => {
+                figures.note_sync(super::clock::now() - started);
+                inbox(Input::Persisted(seq));
+                persists.clear();
+                return Ok(());
+            }
+            Err(error) if error.is_no_space() => {
+                if !*exhausted {
+                    *exhausted = true;
+                    tracing::error!("the log's disk is full ({error}); writes that need space are refused until there is some");
+                    inbox(Input::Space { exhausted: true });
+                }
+                std::thread::park_timeout(SPACE_RETRY);
+            }
+            Err(error) => return fatal_to_replica(Err(error), inbox),
+        }
+    }
+}
+
+fn fatal_to_replica<T>(result: Result<T, WalError>, inbox: &Inbox) -> Result<T, WalError> {
+    if result.is_err() {
+        inbox(Input::PersistFailed);
+    }
+    result
+}
+
+/// Runs the reader until its work ends.
+pub(crate) fn run_reader<D: Disk>(log: &LogReader<D>, work: &Receiver<FetchWork>, inbox: &Inbox) {
+    while let Ok(FetchWork { id, from, to, bytes_max }) = work.recv() {
+        let entries = log.fetch(from, to, bytes_max).unwrap_or_else(|error| {
+            tracing::error!("entries {from} to {to} cannot be read from the log: {error}");
+            Vec::new()
+        });
+        inbox(Input::Fetched { id, entries });
+    }
+}
