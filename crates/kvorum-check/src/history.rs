@@ -606,3 +606,6 @@ impl History {
         Ok(history)
     }
 }
+
+#[cfg(test)]
+mod tests;

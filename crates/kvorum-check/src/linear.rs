@@ -13,11 +13,11 @@
 //! ended: it becomes definite, with that end ([`Register::promote`]). An optional step that could explain
 //! nothing is dropped.
 //!
-//! **Two deciders.** A register with only reads and writes of distinct values is decided in O(n log n)
-//! by zones (`zones.rs`; Gibbons & Korach, *Testing shared memories*, 1997). Every other one
-//! goes to a search (`search.rs`; Wing & Gong, *Testing and verifying concurrent objects*, 1993, with the
-//! memoisation of Lowe, *Testing for linearizability*, 2017), bounded by [`Limits`]; there it is said which
-//! branches are not worth taking, and why.
+//! **Deciders.** Two necessary conditions are judged first, in O(n log n): `stale.rs` and `zones.rs` (after
+//! Gibbons & Korach, *Testing shared memories*, 1997). A register with only reads and writes of distinct
+//! values is decided by them. Every other one goes to a search (`search.rs`; Wing & Gong, *Testing and
+//! verifying concurrent objects*, 1993, with the memoisation of Lowe, *Testing for linearizability*, 2017), bounded
+//! by [`Limits`]; there it is said which branches are not worth taking, and why.
 
 use std::collections::BTreeMap;
 
@@ -28,6 +28,7 @@ use crate::{Checker, Failure, History, Kind};
 
 mod register;
 mod search;
+mod stale;
 mod zones;
 
 use register::{Register, Require};
@@ -103,10 +104,12 @@ enum Decider {
 fn decide(mut register: Register, limits: &Limits, decider: Decider) -> Result<(), Finding> {
     register.promote()?;
     register.drop_useless();
-    if decider == Decider::Fastest
-        && let Some(clusters) = zones::clusters(&register)
-    {
-        return zones::decide(&register, clusters);
+    if decider == Decider::Fastest {
+        stale::check(&register)?;
+        zones::check(&register)?;
+        if zones::are_exact(&register) {
+            return Ok(());
+        }
     }
     register.fold_unseen();
     search::decide(&register, limits)
