@@ -41,7 +41,10 @@ impl fmt::Display for DecodeError {
             DecodeError::Truncated => write!(f, "the bytes end too early"),
             DecodeError::TrailingBytes => write!(f, "bytes are left over at the end"),
             DecodeError::UnknownVersion(version) => {
-                write!(f, "format version {version} is not known here (this build reads {VERSION})")
+                write!(
+                    f,
+                    "format version {version} is not known here (this build reads {VERSION})"
+                )
             }
             DecodeError::UnknownKind(kind) => write!(f, "unknown kind {kind}"),
             DecodeError::Invalid(what) => write!(f, "invalid {what}"),
@@ -71,7 +74,13 @@ pub fn decode_message(bytes: Bytes) -> Result<Message, DecodeError> {
     let (cluster, from, to, term) = (input.u64()?, input.u64()?, input.u64()?, input.u64()?);
     let body = decode_body(kind, &mut input)?;
     input.end()?;
-    Ok(Message { cluster, from, to, term, body })
+    Ok(Message {
+        cluster,
+        from,
+        to,
+        term,
+        body,
+    })
 }
 
 fn kind_of(body: &MessageBody) -> u8 {
@@ -100,12 +109,20 @@ fn encode_body(body: &MessageBody, out: &mut Writer<'_>) {
             out.u64(*campaign);
             out.log_id(*last);
         }
-        MessageBody::PreVoteReply { campaign, asked, granted } => {
+        MessageBody::PreVoteReply {
+            campaign,
+            asked,
+            granted,
+        } => {
             out.u64(*campaign);
             out.u64(*asked);
             out.bool(*granted);
         }
-        MessageBody::Vote { campaign, last, forced } => {
+        MessageBody::Vote {
+            campaign,
+            last,
+            forced,
+        } => {
             out.u64(*campaign);
             out.log_id(*last);
             out.bool(*forced);
@@ -114,14 +131,25 @@ fn encode_body(body: &MessageBody, out: &mut Writer<'_>) {
             out.u64(*campaign);
             out.bool(*granted);
         }
-        MessageBody::Append { epoch, round, prev, commit, entries } => {
+        MessageBody::Append {
+            epoch,
+            round,
+            prev,
+            commit,
+            entries,
+        } => {
             out.u64(*epoch);
             out.u64(*round);
             out.log_id(*prev);
             out.u64(*commit);
             out.entries(prev.index, entries);
         }
-        MessageBody::AppendReply { epoch, round, prev, result } => {
+        MessageBody::AppendReply {
+            epoch,
+            round,
+            prev,
+            result,
+        } => {
             out.u64(*epoch);
             out.u64(*round);
             out.u64(*prev);
@@ -137,13 +165,23 @@ fn encode_body(body: &MessageBody, out: &mut Writer<'_>) {
                 }
             }
         }
-        MessageBody::Heartbeat { epoch, round, commit, keep } => {
+        MessageBody::Heartbeat {
+            epoch,
+            round,
+            commit,
+            keep,
+        } => {
             out.u64(*epoch);
             out.u64(*round);
             out.u64(*commit);
             out.u64(*keep);
         }
-        MessageBody::HeartbeatReply { epoch, round, boot, installing } => {
+        MessageBody::HeartbeatReply {
+            epoch,
+            round,
+            boot,
+            installing,
+        } => {
             out.u64(*epoch);
             out.u64(*round);
             out.u64(*boot);
@@ -169,23 +207,51 @@ fn encode_body(body: &MessageBody, out: &mut Writer<'_>) {
 
 fn decode_body(kind: u8, input: &mut Reader<'_>) -> Result<MessageBody, DecodeError> {
     Ok(match kind {
-        1 => MessageBody::PreVote { campaign: input.u64()?, last: input.log_id()? },
-        2 => MessageBody::PreVoteReply { campaign: input.u64()?, asked: input.u64()?, granted: input.bool()? },
-        3 => MessageBody::Vote { campaign: input.u64()?, last: input.log_id()?, forced: input.bool()? },
-        4 => MessageBody::VoteReply { campaign: input.u64()?, granted: input.bool()? },
+        1 => MessageBody::PreVote {
+            campaign: input.u64()?,
+            last: input.log_id()?,
+        },
+        2 => MessageBody::PreVoteReply {
+            campaign: input.u64()?,
+            asked: input.u64()?,
+            granted: input.bool()?,
+        },
+        3 => MessageBody::Vote {
+            campaign: input.u64()?,
+            last: input.log_id()?,
+            forced: input.bool()?,
+        },
+        4 => MessageBody::VoteReply {
+            campaign: input.u64()?,
+            granted: input.bool()?,
+        },
         5 => {
             let (epoch, round, prev, commit) = (input.u64()?, input.u64()?, input.log_id()?, input.u64()?);
             let entries = input.entries(prev)?;
-            MessageBody::Append { epoch, round, prev, commit, entries }
+            MessageBody::Append {
+                epoch,
+                round,
+                prev,
+                commit,
+                entries,
+            }
         }
         6 => {
             let (epoch, round, prev) = (input.u64()?, input.u64()?, input.u64()?);
             let result = match input.u8()? {
                 0 => AppendResult::Matched(input.u64()?),
-                1 => AppendResult::Refused { hint: input.log_id()?, last: input.u64()? },
+                1 => AppendResult::Refused {
+                    hint: input.log_id()?,
+                    last: input.u64()?,
+                },
                 other => return Err(DecodeError::UnknownKind(other)),
             };
-            MessageBody::AppendReply { epoch, round, prev, result }
+            MessageBody::AppendReply {
+                epoch,
+                round,
+                prev,
+                result,
+            }
         }
         7 => MessageBody::Heartbeat {
             epoch: input.u64()?,
@@ -200,16 +266,28 @@ fn decode_body(kind: u8, input: &mut Reader<'_>) -> Result<MessageBody, DecodeEr
             installing: input.bool()?,
         },
         9 => MessageBody::Commit { commit: input.u64()? },
-        10 => MessageBody::Snapshot { epoch: input.u64()?, round: input.u64()?, meta: input.snapshot_meta()? },
-        11 => MessageBody::TimeoutNow { last: input.log_id()? },
-        12 => MessageBody::ReadIndex { read: input.read_id()? },
+        10 => MessageBody::Snapshot {
+            epoch: input.u64()?,
+            round: input.u64()?,
+            meta: input.snapshot_meta()?,
+        },
+        11 => MessageBody::TimeoutNow {
+            last: input.log_id()?,
+        },
+        12 => MessageBody::ReadIndex {
+            read: input.read_id()?,
+        },
         13 => {
             let read = input.read_id()?;
             let (known, index, leader) = (input.bool()?, input.u64()?, input.u64()?);
             if !known && index != 0 {
                 return Err(DecodeError::Invalid("index of a refused read"));
             }
-            MessageBody::ReadIndexReply { read, index: known.then_some(index), leader }
+            MessageBody::ReadIndexReply {
+                read,
+                index: known.then_some(index),
+                leader,
+            }
         }
         14 => MessageBody::HigherTerm,
         15 => MessageBody::Removed,
@@ -253,7 +331,10 @@ impl ConfigEntry {
         let configuration = input.configuration()?;
         let context = input.bytes()?;
         input.end()?;
-        Ok(ConfigEntry { configuration, context })
+        Ok(ConfigEntry {
+            configuration,
+            context,
+        })
     }
 }
 
@@ -324,7 +405,10 @@ impl Writer<'_> {
     }
 
     fn entries(&mut self, prev: u64, entries: &[Entry]) {
-        let size: usize = entries.iter().map(|entry| ENTRY_HEADER_BYTES + entry.data.len()).sum();
+        let size: usize = entries
+            .iter()
+            .map(|entry| ENTRY_HEADER_BYTES + entry.data.len())
+            .sum();
         self.0.reserve(4 + size);
         self.count(entries.len());
         for (entry, index) in entries.iter().zip(prev + 1..) {
@@ -365,11 +449,19 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(bytes: &'a Bytes) -> Reader<'a> {
-        Reader { owner: Some(bytes), input: bytes, at: 0 }
+        Reader {
+            owner: Some(bytes),
+            input: bytes,
+            at: 0,
+        }
     }
 
     fn over_slice(bytes: &'a [u8]) -> Reader<'a> {
-        Reader { owner: None, input: bytes, at: 0 }
+        Reader {
+            owner: None,
+            input: bytes,
+            at: 0,
+        }
     }
 
     fn left(&self) -> usize {
@@ -386,7 +478,11 @@ impl<'a> Reader<'a> {
     }
 
     fn end(&self) -> Result<(), DecodeError> {
-        if self.left() == 0 { Ok(()) } else { Err(DecodeError::TrailingBytes) }
+        if self.left() == 0 {
+            Ok(())
+        } else {
+            Err(DecodeError::TrailingBytes)
+        }
     }
 
     fn version(&mut self) -> Result<(), DecodeError> {
@@ -424,11 +520,18 @@ impl<'a> Reader<'a> {
     }
 
     fn log_id(&mut self) -> Result<LogId, DecodeError> {
-        Ok(LogId { term: self.u64()?, index: self.u64()? })
+        Ok(LogId {
+            term: self.u64()?,
+            index: self.u64()?,
+        })
     }
 
     fn read_id(&mut self) -> Result<ReadId, DecodeError> {
-        Ok(ReadId { member: self.u64()?, boot: self.u64()?, counter: self.u64()? })
+        Ok(ReadId {
+            member: self.u64()?,
+            boot: self.u64()?,
+            counter: self.u64()?,
+        })
     }
 
     fn bytes(&mut self) -> Result<Bytes, DecodeError> {
@@ -457,7 +560,12 @@ impl<'a> Reader<'a> {
             let kind = self.u8()?;
             let kind = EntryKind::from_u8(kind).ok_or(DecodeError::UnknownKind(kind))?;
             let data = self.bytes()?;
-            entries.push(Entry { term, index: prev.index + offset, kind, data });
+            entries.push(Entry {
+                term,
+                index: prev.index + offset,
+                kind,
+                data,
+            });
         }
         Ok(entries)
     }
@@ -488,6 +596,9 @@ impl<'a> Reader<'a> {
     }
 
     fn snapshot_meta(&mut self) -> Result<SnapshotMeta, DecodeError> {
-        Ok(SnapshotMeta { last: self.log_id()?, configuration: self.configuration()? })
+        Ok(SnapshotMeta {
+            last: self.log_id()?,
+            configuration: self.configuration()?,
+        })
     }
 }
