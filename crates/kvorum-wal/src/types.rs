@@ -70,7 +70,8 @@ pub struct Options {
     pub configuration_bytes_max: usize,
     /// How many bytes of entries `open` returns; older ones are left on disk.
     pub recover_bytes_max: usize,
-    /// Segments of claimed space kept ready; the last one is used by recovery only. At least 2.
+    /// Segments of claimed space kept beside the current and the next one, to go on with on a full disk; the last
+    /// one is used by recovery only. At least 2.
     pub spare_segments_min: usize,
     /// Purged segments are kept as spares up to this many, then removed.
     pub spare_segments_max: usize,
@@ -102,7 +103,7 @@ impl Options {
             configuration_bytes_max: 1 << 10,
             recover_bytes_max: 1 << 20,
             spare_segments_min: 2,
-            spare_segments_max: 3,
+            spare_segments_max: 4,
             fill_bytes: 8 << 10,
         }
     }
@@ -115,8 +116,8 @@ impl Options {
         if !self.fill_bytes.is_multiple_of(PAGE_BYTES) {
             return refuse("fill_bytes must be a multiple of 4096");
         }
-        if self.spare_segments_min < 2 || self.spare_segments_max < self.spare_segments_min {
-            return refuse("spare_segments_min must be at least 2, spare_segments_max not below it");
+        if self.spare_segments_min < 2 || self.spare_segments_max <= self.spare_segments_min {
+            return refuse("spare_segments_min must be at least 2, spare_segments_max more than it");
         }
         let head = HEAD_RECORD_BYTES + self.configuration_bytes_max;
         if PAGE_BYTES + frame_span(self.batch_bytes_max + head) > self.segment_bytes {

@@ -85,7 +85,7 @@ impl<D: Disk> Wal<D> {
         vote.check_unused(&disk, identity, initial.hard_state.unwrap_or_default())?;
         let mut spares = Spares::new(dir, options.segment_bytes);
         spares.adopt(&disk, &files)?;
-        while spares.len() < options.spare_segments_min + 1 {
+        while spares.len() < options.spare_segments_min + 2 {
             spares.claim(&disk, options.segment_bytes)?;
         }
         let (spare, current) = spares.take(&disk, 1, identity)?;
@@ -135,6 +135,8 @@ impl<D: Disk> Wal<D> {
             return Err(WalError::Missing { dir: dir.to_owned() });
         }
         let lock = lock(&disk, dir)?;
+        // What is read of the directory may not be durable yet; from here on it is.
+        disk.sync_dir(dir).map_err(|e| WalError::io("syncing", dir, &e))?;
         let files = disk.list(dir).map_err(|e| WalError::io("reading", dir, &e))?;
         let found = recover(&disk, dir, &files, identity, options.recover_bytes_max)?;
         let vote = VoteFile::new(dir);
@@ -496,8 +498,9 @@ impl<D: Disk> Wal<D> {
         if self.space == Space::Exhausted {
             return Ok(());
         }
+        // The next segment, and the spares.
         let mut claim = || {
-            while self.ready() < self.options.spare_segments_min {
+            while self.ready() < self.options.spare_segments_min + 1 {
                 self.claim_spare()?;
             }
             self.claim_vote()

@@ -82,7 +82,7 @@ fn rotation_purge_and_recycling() {
         }
     }
     let stats = wal.stats();
-    assert!(stats.segments_recycled > 5, "{stats:?}");
+    assert!(stats.segments_recycled >= 5, "{stats:?}");
     assert!(disk.used() <= 8 * options.segment_bytes, "{}", disk.used());
     assert_eq!((stats.first_index, stats.last_index), (96, 100));
     assert!(matches!(

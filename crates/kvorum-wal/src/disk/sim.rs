@@ -33,7 +33,8 @@ pub enum Fault {
     /// A write takes only half of its bytes, without an error. Nothing for other operations.
     ShortWrite,
     /// A sync fails with EIO, and what it should have made durable never will be, though it can still be read
-    /// and every later sync succeeds. Like `Eio` for other operations.
+    /// and every later sync succeeds. Like `Eio` for other operations, and for directories: file systems keep
+    /// the order of names, and do not forget some of them.
     LoseSync,
     /// The power goes off in the middle of the operation.
     Crash,
@@ -623,7 +624,6 @@ impl Disk for SimDisk {
                     change.apply(&mut state.durable_names);
                 }
             }
-            Some(Fault::LoseSync) => {}
             Some(_) => {
                 let rest = std::mem::replace(&mut state.pending_names, synced);
                 state.pending_names.extend(rest);
