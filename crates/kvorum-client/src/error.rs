@@ -1,9 +1,7 @@
 //! What a caller learns when a call does not succeed: above all, whether a write may have happened.
 
+use kvorum_proto::Outcome;
 use tonic::{Code, Status};
-
-/// The trailer by which a failed write says what became of it.
-pub(crate) const OUTCOME_TRAILER: &str = "kvorum-outcome";
 
 /// Why a call failed. The message is one line for people.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -87,27 +85,24 @@ pub(crate) fn judge(status: &Status) -> Verdict {
             | Code::Internal
             | Code::DataLoss
     );
-    match status
-        .metadata()
-        .get(OUTCOME_TRAILER)
-        .map(|value| value.as_bytes())
-    {
-        Some(b"unknown") => return Verdict::Unknown,
-        Some(b"not-applied") if transient => return Verdict::Retry,
-        _ => {}
+    match Outcome::of(status) {
+        Some(Outcome::Unknown) => return Verdict::Unknown,
+        Some(Outcome::NotApplied) if transient && code_passes(status) => return Verdict::Retry,
+        Some(Outcome::NotApplied) => return Verdict::Refused,
+        None => {}
     }
     match status.code() {
         Code::Unimplemented => Verdict::Unimplemented,
-        Code::ResourceExhausted if is_overload(status) => Verdict::Retry,
+        Code::ResourceExhausted if code_passes(status) => Verdict::Retry,
         Code::ResourceExhausted => Verdict::Refused,
         _ if transient => Verdict::Unknown,
         _ => Verdict::Refused,
     }
 }
 
-/// Overload passes; a full store, too many sessions or a message over the limit do not.
-fn is_overload(status: &Status) -> bool {
-    status.message().contains("too many requests")
+/// Overload passes by itself; a full store, too many sessions or a message over the limit do not.
+fn code_passes(status: &Status) -> bool {
+    status.code() != Code::ResourceExhausted || status.message().contains("too many requests")
 }
 
 /// The final error of a refused request.
@@ -136,19 +131,16 @@ pub(crate) fn describe(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tonic::metadata::MetadataMap;
+    use kvorum_proto::Outcome::NotApplied;
 
     #[track_caller]
-    fn check(code: Code, message: &str, outcome: Option<&'static str>, expected: Verdict) {
-        let mut metadata = MetadataMap::new();
-        if let Some(outcome) = outcome {
-            metadata.insert(OUTCOME_TRAILER, outcome.parse().expect("ASCII"));
-        }
-        assert_eq!(
-            judge(&Status::with_metadata(code, message, metadata)),
-            expected,
-            "{code:?} {message}"
-        );
+    fn check(code: Code, message: &str, outcome: Option<Outcome>, expected: Verdict) {
+        let status = Status::new(code, message);
+        let status = match outcome {
+            Some(outcome) => outcome.mark(status),
+            None => status,
+        };
+        assert_eq!(judge(&status), expected, "{code:?} {message}");
     }
 
     #[test]
@@ -156,21 +148,21 @@ mod tests {
         check(
             Code::Unavailable,
             "etcdserver: no leader",
-            Some("not-applied"),
+            Some(NotApplied),
             Verdict::Retry,
         );
         check(Code::Unavailable, "etcdserver: no leader", None, Verdict::Unknown);
         check(
             Code::Unavailable,
             "etcdserver: request timed out",
-            Some("unknown"),
+            Some(Outcome::Unknown),
             Verdict::Unknown,
         );
         check(Code::DeadlineExceeded, "", None, Verdict::Unknown);
         check(
             Code::InvalidArgument,
             "etcdserver: key is not provided",
-            Some("not-applied"),
+            Some(NotApplied),
             Verdict::Refused,
         );
         check(
@@ -194,7 +186,7 @@ mod tests {
         check(
             Code::FailedPrecondition,
             "kvorum: session expired; outcome unknown",
-            Some("unknown"),
+            Some(Outcome::Unknown),
             Verdict::SessionExpired,
         );
         check(

@@ -1,1 +1,29 @@
-fn main() {}
+//! The program `kvorum`: argv, the merged configuration, signals, exit codes.
+//!
+//! `serve` runs a member, `demo` a whole cluster on this machine, `bench` measures one; all other commands are
+//! clients. Whatever fails says so in one line on stderr and by the exit code (see [`failure`]).
+
+// This is the outermost shell: the clock, the threads and the waiting of a real process are its business.
+#![allow(clippy::disallowed_methods)]
+
+mod bench;
+mod cli;
+mod config;
+mod demo;
+mod failure;
+mod serve;
+mod units;
+mod verbs;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let outcome = match cli::parse(std::env::args_os()) {
+        Ok(command) => cli::run(command),
+        Err(exit) => return exit,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,0 +1,188 @@
+//! The command line: what there is, and how a mistake in it is told.
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::failure::{self, Code, Failure};
+use crate::{bench, demo, serve, verbs};
+
+#[derive(Parser)]
+#[command(
+    name = "kvorum",
+    version,
+    about = "A replicated key-value store: linearizable, crash-safe, speaking etcd's v3 API",
+    after_help = failure::HELP,
+    max_term_width = 110
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What the program can do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run a member
+    Serve(serve::ServeArgs),
+    /// Run a cluster of real member processes on this machine, to try it out
+    Demo(demo::DemoArgs),
+    /// Print the effective configuration of `serve`, and where each value comes from
+    Config(serve::ConfigArgs),
+    /// Measure a cluster over unary etcd gRPC; answers are checked
+    Bench(bench::BenchArgs),
+    /// Write a key
+    Put(verbs::kv::PutArgs),
+    /// Read a key or a range
+    Get(verbs::kv::GetArgs),
+    /// Delete a key or a range
+    Del(verbs::kv::DelArgs),
+    /// List keys
+    Ls(verbs::kv::LsArgs),
+    /// Run a transaction that is read from standard input
+    Txn(verbs::txn::TxnArgs),
+    /// Print changes as they happen; resumes after lost connections
+    Watch(verbs::watch::WatchArgs),
+    /// Show how the members are
+    Status(verbs::status::StatusArgs),
+    /// Write the records of a file of JSON lines
+    Import(verbs::import::ImportArgs),
+    /// Print all records as JSON lines, sorted by key
+    Export(verbs::export::ExportArgs),
+    /// List, add, promote, remove and replace members
+    Member(verbs::member::MemberArgs),
+}
+
+/// Parses argv. Help and version are printed here.
+///
+/// # Errors
+/// The exit code: of success after help, of a usage error after its one line on stderr.
+pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, ExitCode> {
+    let error = match Cli::try_parse_from(args) {
+        Ok(cli) => return Ok(cli.command),
+        Err(error) => error,
+    };
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A reader of the help that went away is no news.
+            let _ = error.print();
+            Err(ExitCode::SUCCESS)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            Err(ExitCode::from(Code::Usage as u8))
+        }
+        _ => Err(Failure::usage(one_line(&error.render().to_string())).report()),
+    }
+}
+
+/// What clap says over several lines, in one: the complaint, the tip, and whose help to read.
+fn one_line(rendered: &str) -> String {
+    let lines = rendered
+        .strip_prefix("error: ")
+        .unwrap_or(rendered)
+        .lines()
+        .map(str::trim);
+    let mut paragraphs: Vec<Vec<&str>> = vec![Vec::new()];
+    for line in lines {
+        match line {
+            "" => paragraphs.push(Vec::new()),
+            _ => paragraphs.last_mut().expect("it starts with one").push(line),
+        }
+    }
+    let mut text = paragraphs[0].join(" ");
+    let tips = paragraphs
+        .iter()
+        .flatten()
+        .filter_map(|line| line.strip_prefix("tip: "));
+    for tip in tips {
+        text.push_str("; ");
+        text.push_str(tip);
+    }
+    let usage = paragraphs
+        .iter()
+        .flatten()
+        .find_map(|line| line.strip_prefix("Usage: "))
+        .unwrap_or("kvorum");
+    let command: Vec<&str> = usage
+        .split(' ')
+        .take_while(|word| !word.starts_with(['[', '<', '-']))
+        .collect();
+    text.push_str(&format!("; see `{} --help`", command.join(" ")));
+    text
+}
+
+/// Carries a command out.
+///
+/// # Errors
+/// What it failed with.
+pub fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve(args) => serve::run(args),
+        Command::Config(args) => serve::print_config(&args),
+        Command::Bench(args) => bench::run(args),
+        Command::Demo(args) => block_on(demo::run(args)),
+        Command::Put(args) => block_on(verbs::kv::put(args)),
+        Command::Get(args) => block_on(verbs::kv::get(args)),
+        Command::Del(args) => block_on(verbs::kv::del(args)),
+        Command::Ls(args) => block_on(verbs::kv::ls(args)),
+        Command::Txn(args) => block_on(verbs::txn::run(args)),
+        Command::Watch(args) => block_on(verbs::watch::run(args)),
+        Command::Status(args) => block_on(verbs::status::run(args)),
+        Command::Import(args) => block_on(verbs::import::run(args)),
+        Command::Export(args) => block_on(verbs::export::run(args)),
+        Command::Member(args) => block_on(verbs::member::run(args)),
+    }
+}
+
+/// Runs a client on this thread alone.
+fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::error(format!("cannot start: {}", failure::os(&error))))?;
+    let outcome = runtime.block_on(work);
+    // A thread that still waits for standard input must not hold the process up.
+    runtime.shutdown_background();
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[track_caller]
+    fn check(args: &[&str], expected: &str) {
+        let error = Cli::try_parse_from(args)
+            .err()
+            .map(|e| one_line(&e.render().to_string()));
+        let error = error.unwrap_or_else(|| panic!("{args:?} was taken"));
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn mistakes_take_one_line() {
+        check(
+            &["kvorum", "put", "k", "v", "--bogus"],
+            "unexpected argument '--bogus' found",
+        );
+        check(&["kvorum", "put", "k", "v", "--bogus"], "see `kvorum put --help`");
+        check(
+            &["kvorum", "serve", "--nam", "x"],
+            "a similar argument exists: '--name'",
+        );
+        check(&["kvorum", "get"], "<KEY>");
+        check(&["kvorum", "frobnicate"], "unrecognized subcommand 'frobnicate'");
+        check(&["kvorum", "get", "k", "--timeout", "5"], "`5` is not a duration");
+    }
+}

@@ -1,0 +1,383 @@
+//! The configuration of `kvorum serve`: defaults, then a TOML file, then the environment, then flags; later
+//! wins, and every effective value knows where it came from.
+//!
+//! One table, [`settings::TABLE`], is the source of flags, of file keys (both in kebab-case) and of variables
+//! (`KVORUM_` and upper snake case). An unknown key is an error in files and flags, and a warning in the
+//! environment, which belongs to others too.
+
+mod env;
+mod file;
+mod settings;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+use kvorum_server::ServeOptions;
+
+use settings::{Kind, TABLE};
+pub use settings::{LogFormat, LogOptions};
+
+use crate::failure::Failure;
+
+/// Everything that `serve` is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// What the member is told.
+    pub serve: ServeOptions,
+    /// What is logged, and how.
+    pub log: LogOptions,
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Default,
+    File { path: PathBuf, line: usize },
+    Environment(String),
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::File { path, line } => write!(f, "file {}, line {line}", path.display()),
+            Origin::Environment(name) => write!(f, "environment {name}"),
+            Origin::Flag(key) => write!(f, "flag --{key}"),
+        }
+    }
+}
+
+/// One value on its way into the settings.
+struct Assignment {
+    key: &'static str,
+    value: String,
+    origin: Origin,
+}
+
+/// The merged configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// The effective values, valid together.
+    pub settings: Settings,
+    /// What was strange but no error, one line each.
+    pub warnings: Vec<String>,
+    origins: BTreeMap<&'static str, Origin>,
+}
+
+impl Config {
+    /// Merges all sources and checks the result.
+    ///
+    /// # Errors
+    /// One line that names the value, its origin, and what to do; exit code 2.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        flags: &Flags,
+    ) -> Result<Config, Failure> {
+        let mut config = Config {
+            settings: Settings::default(),
+            warnings: Vec::new(),
+            origins: BTreeMap::new(),
+        };
+        if let Some(path) = file {
+            config.apply(file::read(path)?)?;
+        }
+        let environment = env::read(environment)?;
+        config.warnings.extend(environment.warnings);
+        config.apply(environment.assignments)?;
+        let flags = flags.0.iter().map(|(key, value)| Assignment {
+            key,
+            value: value.clone(),
+            origin: Origin::Flag(key),
+        });
+        config.apply(flags.collect())?;
+        config
+            .settings
+            .serve
+            .validate()
+            .map_err(|e| Failure::usage(e.to_string()))?;
+        Ok(config)
+    }
+
+    fn apply(&mut self, assignments: Vec<Assignment>) -> Result<(), Failure> {
+        for Assignment { key, value, origin } in assignments {
+            let setting = settings::find(key).expect("assignments are made from the table");
+            (setting.set)(&mut self.settings, value.trim())
+                .map_err(|error| Failure::usage(format!("{key} ({origin}): {error}")))?;
+            self.origins.insert(key, origin);
+        }
+        Ok(())
+    }
+
+    fn rows(&self) -> impl Iterator<Item = (&'static str, String, String)> {
+        TABLE.iter().map(|setting| {
+            let origin = self.origins.get(setting.key).unwrap_or(&Origin::Default);
+            (setting.key, (setting.show)(&self.settings), origin.to_string())
+        })
+    }
+
+    /// Prints the effective values as a TOML file, each with its origin as a comment.
+    pub fn print_toml(&self, out: &mut impl Write) -> io::Result<()> {
+        let rows: Vec<(String, String)> = TABLE
+            .iter()
+            .zip(self.rows())
+            .map(|(setting, (key, value, origin))| match setting.kind {
+                Kind::Text | Kind::List => (format!("{key} = {}", toml_string(&value)), origin),
+                Kind::Bool | Kind::Number => (format!("{key} = {value}"), origin),
+            })
+            .collect();
+        let width = rows
+            .iter()
+            .map(|(text, _)| text.chars().count())
+            .filter(|w| *w < 60)
+            .max()
+            .unwrap_or(0);
+        for (text, origin) in rows {
+            writeln!(out, "{text:width$}  # {origin}")?;
+        }
+        Ok(())
+    }
+
+    /// Prints an array of `{"key","value","origin"}`.
+    pub fn print_json(&self, out: &mut impl Write) -> io::Result<()> {
+        let rows: Vec<serde_json::Value> = self
+            .rows()
+            .map(|(key, value, origin)| serde_json::json!({"key": key, "value": value, "origin": origin}))
+            .collect();
+        writeln!(out, "{}", serde_json::Value::Array(rows))
+    }
+}
+
+/// A basic string, in quotes. JSON's escapes are a subset of TOML's.
+fn toml_string(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// The settings that were given as flags, in the table's order.
+#[derive(Clone, Debug, Default)]
+pub struct Flags(Vec<(&'static str, String)>);
+
+impl clap::Args for Flags {
+    fn augment_args(command: Command) -> Command {
+        let defaults = Settings::default();
+        TABLE.iter().fold(command, |command, setting| {
+            let arg = Arg::new(setting.key).long(setting.key).value_name(setting.hint);
+            let arg = match setting.kind {
+                Kind::Bool => arg
+                    .num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value("true")
+                    .hide_possible_values(true),
+                Kind::List => arg.action(ArgAction::Append),
+                Kind::Text | Kind::Number => arg,
+            };
+            let default = match (setting.show)(&defaults) {
+                text if text.is_empty() => String::new(),
+                text => format!(" [default: {text}]"),
+            };
+            command.arg(arg.help(format!("{}{default}", setting.help)))
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = TABLE.iter().filter_map(|setting| {
+            let values: Vec<&str> = matches
+                .get_many::<String>(setting.key)?
+                .map(String::as_str)
+                .collect();
+            Some((setting.key, values.join(",")))
+        });
+        Ok(Flags(given.collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use clap::Args;
+    use std::time::Duration;
+
+    fn flags(args: &[&str]) -> Flags {
+        let command = Flags::augment_args(Command::new("serve").no_binary_name(true));
+        Flags::from_arg_matches(&command.try_get_matches_from(args).unwrap()).unwrap()
+    }
+
+    fn load(file: &str, environment: &[(&str, &str)], args: &[&str]) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kvorum.toml");
+        std::fs::write(&path, file).unwrap();
+        let environment = environment.iter().map(|(k, v)| (k.into(), v.into()));
+        Config::load(Some(&path), environment, &flags(args)).map_err(|failure| {
+            failure
+                .to_string()
+                .replace(&format!("{}/", dir.path().display()), "")
+        })
+    }
+
+    #[track_caller]
+    fn fails(file: &str, environment: &[(&str, &str)], args: &[&str], expected: &str) {
+        let error = load(file, environment, args).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn later_sources_win_and_origins_are_kept() {
+        let config = load(
+            "election-timeout = \"1s\"\nname = \"a\"\ncluster-token = \"t\"\n",
+            &[("KVORUM_NAME", "b"), ("KVORUM_HEARTBEAT_INTERVAL", "50ms")],
+            &["--name", "c", "--lease-reads", "--log-format", "json"],
+        )
+        .unwrap();
+        assert_eq!(config.settings.serve.name, "c");
+        assert_eq!(config.settings.serve.election_timeout, Duration::from_secs(1));
+        assert_eq!(
+            config.settings.serve.heartbeat_interval,
+            Duration::from_millis(50)
+        );
+        assert!(config.settings.serve.lease_reads);
+        assert_eq!(config.settings.log.format, LogFormat::Json);
+        let origin = |key: &str| {
+            config
+                .origins
+                .get(key)
+                .map_or("default".into(), ToString::to_string)
+        };
+        assert_eq!(origin("name"), "flag --name");
+        assert_eq!(
+            origin("heartbeat-interval"),
+            "environment KVORUM_HEARTBEAT_INTERVAL"
+        );
+        assert!(
+            origin("cluster-token").ends_with("kvorum.toml, line 3"),
+            "{}",
+            origin("cluster-token")
+        );
+        assert_eq!(origin("data-dir"), "default");
+    }
+
+    #[test]
+    fn lists_come_as_arrays_repeated_flags_or_with_commas() {
+        let expected = "node-1=h1:2380,n2=h2:2380";
+        let file = "initial-cluster = [\"node-1=h1:2380\", \"n2=h2:2380\"]";
+        for config in [
+            load(file, &[], &[]),
+            load("initial-cluster = \"node-1=h1:2380, n2=h2:2380\"", &[], &[]),
+            load("", &[("KVORUM_INITIAL_CLUSTER", expected)], &[]),
+            load(
+                "",
+                &[],
+                &[
+                    "--initial-cluster",
+                    "node-1=h1:2380",
+                    "--initial-cluster",
+                    "n2=h2:2380",
+                ],
+            ),
+        ] {
+            let config = config.unwrap();
+            let shown: Vec<String> = config
+                .settings
+                .serve
+                .initial_cluster
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            assert_eq!(shown.join(","), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_printed_is_a_file_that_gives_the_same() {
+        let config = load(
+            "name = \"x\"\ninitial-cluster = \"x=h:1,y=h:2\"\nhistory = \"1h30m\"\nallow-plaintext = true\n",
+            &[],
+            &["--data-dir", "/a \"quoted\" dir", "--requests-max", "17"],
+        )
+        .unwrap();
+        let mut printed = Vec::new();
+        config.print_toml(&mut printed).unwrap();
+        let printed = String::from_utf8(printed).unwrap();
+        assert!(printed.contains("history = \"1h30m\""), "{printed}");
+        assert!(printed.contains("# flag --data-dir"), "{printed}");
+        let again = load(&printed, &[], &[]).unwrap();
+        assert_eq!(again.settings, config.settings);
+        let mut json = Vec::new();
+        config.print_json(&mut json).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!(json.as_array().unwrap().len(), TABLE.len());
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_place() {
+        fails(
+            "name = \"a\"\nlisten-clint = \"h:1\"\n",
+            &[],
+            &[],
+            "kvorum.toml, line 2: unknown key `listen-clint`",
+        );
+        fails("name = \"a\"\n\nname = \"b\"\n", &[], &[], "line 3");
+        fails("\nname = \n", &[], &[], "kvorum.toml, line 2");
+        fails(
+            "[server]\nname = \"a\"\n",
+            &[],
+            &[],
+            "line 1: unknown key `server`",
+        );
+        fails(
+            "election-timeout = 750",
+            &[],
+            &[],
+            "election-timeout (file kvorum.toml, line 1): `750` is not a duration",
+        );
+        fails("name = 1.5", &[], &[], "line 1");
+        fails("name = [\"a\"]", &[], &[], "line 1: name takes one value");
+        fails(
+            "requests-max = \"many\"",
+            &[],
+            &[],
+            "`many` is not a whole number",
+        );
+        fails(
+            "lease-reads = \"maybe\"",
+            &[],
+            &[],
+            "`maybe` is neither true nor false",
+        );
+        fails(
+            "",
+            &[("KVORUM_HISTORY", "1")],
+            &[],
+            "history (environment KVORUM_HISTORY): `1` is not a duration",
+        );
+        fails(
+            "",
+            &[],
+            &["--log-format", "xml"],
+            "log-format (flag --log-format): `xml` is none of text, json",
+        );
+        fails("", &[], &["--listen-client", "0.0.0.0:1"], "allow-plaintext");
+        let missing = Config::load(Some(Path::new("/nowhere/k.toml")), [], &Flags::default()).unwrap_err();
+        assert!(
+            missing.to_string().contains("cannot read /nowhere/k.toml"),
+            "{missing}"
+        );
+    }
+}

@@ -1,0 +1,331 @@
+//! The table of settings: their names, what they mean, how they are read and shown.
+
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::Settings;
+use crate::units::{format_duration, format_size, parse_duration, parse_size};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogOptions {
+    /// How lines look.
+    pub format: LogFormat,
+    /// The least important level that is shown.
+    pub level: tracing::Level,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        LogOptions {
+            format: LogFormat::Text,
+            level: tracing::Level::INFO,
+        }
+    }
+}
+
+/// What a value looks like in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A string; durations and sizes among them.
+    Text,
+    /// A string with commas, or an array of strings.
+    List,
+    /// `true` or `false`.
+    Bool,
+    /// A whole number.
+    Number,
+}
+
+/// One setting.
+pub(super) struct Setting {
+    /// Name of the flag and of the key in the file.
+    pub(super) key: &'static str,
+    /// What stands for the value in the help.
+    pub(super) hint: &'static str,
+    pub(super) kind: Kind,
+    /// One line for the help.
+    pub(super) help: &'static str,
+    /// The value as [`Setting::set`] reads it; empty for none.
+    pub(super) show: fn(&Settings) -> String,
+    /// Parses and stores a value.
+    pub(super) set: fn(&mut Settings, &str) -> Result<(), String>,
+}
+
+/// The setting of this name.
+pub(super) fn find(key: &str) -> Option<&'static Setting> {
+    TABLE.iter().find(|setting| setting.key == key)
+}
+
+fn parsed<T: FromStr<Err: Display>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: T::Err| error.to_string())
+}
+
+/// The parts of a list; none for an empty string.
+fn list<T: FromStr<Err: Display>>(text: &str) -> Result<Vec<T>, String> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(parsed)
+        .collect()
+}
+
+fn joined<T: Display>(values: &[T]) -> String {
+    values
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(format!("`{text}` is neither true nor false")),
+    }
+}
+
+fn number(text: &str) -> Result<usize, String> {
+    text.parse()
+        .map_err(|_| format!("`{text}` is not a whole number"))
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    usize::try_from(parse_size(text)?).map_err(|_| format!("`{text}` is more than this machine can address"))
+}
+
+/// A setting whose field, printer and parser are given; the shape of nearly all of them.
+macro_rules! setting {
+    ($key:literal, $hint:literal, $kind:ident, $help:literal, $($field:ident).+, $show:expr, $parse:expr) => {
+        Setting {
+            key: $key,
+            hint: $hint,
+            kind: Kind::$kind,
+            help: $help,
+            show: |settings| ($show)(&settings.$($field).+),
+            set: |settings, text| {
+                settings.$($field).+ = ($parse)(text)?;
+                Ok(())
+            },
+        }
+    };
+}
+
+macro_rules! text {
+    ($key:literal, $hint:literal, $help:literal, $($field:ident).+) => {
+        setting!($key, $hint, Text, $help, $($field).+, String::to_owned, parsed::<String>)
+    };
+}
+macro_rules! switch {
+    ($key:literal, $help:literal, $($field:ident).+) => {
+        setting!($key, "BOOL", Bool, $help, $($field).+, bool::to_string, boolean)
+    };
+}
+macro_rules! duration {
+    ($key:literal, $help:literal, $($field:ident).+) => {
+        setting!($key, "DURATION", Text, $help, $($field).+, |d: &std::time::Duration| format_duration(*d), parse_duration)
+    };
+}
+macro_rules! size {
+    ($key:literal, $help:literal, $($field:ident).+) => {
+        setting!($key, "SIZE", Text, $help, $($field).+, |bytes: &usize| format_size(*bytes as u64), size)
+    };
+}
+macro_rules! number {
+    ($key:literal, $help:literal, $($field:ident).+) => {
+        setting!($key, "N", Number, $help, $($field).+, usize::to_string, number)
+    };
+}
+macro_rules! list {
+    ($key:literal, $hint:literal, $help:literal, $($field:ident).+) => {
+        setting!($key, $hint, List, $help, $($field).+, |all: &Vec<_>| joined(all), list)
+    };
+}
+
+/// All settings, in the order in which they are shown.
+pub(super) static TABLE: &[Setting] = &[
+    text!(
+        "name",
+        "NAME",
+        "This member's name, unique in its cluster",
+        serve.name
+    ),
+    setting!(
+        "data-dir",
+        "DIR",
+        Text,
+        "This member's own directory; made if it is missing",
+        serve.data_dir,
+        |path: &PathBuf| path.display().to_string(),
+        |text: &str| match text {
+            "" => Err("the path is empty".to_owned()),
+            path => Ok(PathBuf::from(path)),
+        }
+    ),
+    list!(
+        "initial-cluster",
+        "NAME=HOST:PORT,...",
+        "The founders' names and peer addresses, this member among them; used on an empty directory",
+        serve.initial_cluster
+    ),
+    text!(
+        "cluster-token",
+        "TOKEN",
+        "Tells clusters with equal names apart",
+        serve.cluster_token
+    ),
+    switch!(
+        "join",
+        "Join as the successor that `kvorum member replace` announced",
+        serve.join
+    ),
+    list!(
+        "listen-client",
+        "HOST:PORT",
+        "Where clients are served",
+        serve.listen_client
+    ),
+    setting!(
+        "listen-peer",
+        "HOST:PORT",
+        Text,
+        "Where the other members are served",
+        serve.listen_peer,
+        ToString::to_string,
+        parsed
+    ),
+    list!(
+        "advertise-client",
+        "URL",
+        "URLs told to clients; made from listen-client if not given",
+        serve.advertise_client
+    ),
+    Setting {
+        key: "advertise-peer",
+        hint: "HOST:PORT",
+        kind: Kind::Text,
+        help: "The address told to the other members; as in initial-cluster if not given",
+        show: |settings| {
+            settings
+                .serve
+                .advertise_peer
+                .as_ref()
+                .map_or(String::new(), ToString::to_string)
+        },
+        set: |settings, text| {
+            settings.serve.advertise_peer = if text.is_empty() {
+                None
+            } else {
+                Some(parsed(text)?)
+            };
+            Ok(())
+        },
+    },
+    switch!(
+        "allow-plaintext",
+        "Listen without encryption where other machines can connect",
+        serve.allow_plaintext
+    ),
+    duration!(
+        "election-timeout",
+        "Least time without a leader before an election",
+        serve.election_timeout
+    ),
+    duration!(
+        "heartbeat-interval",
+        "How often a leader is heard",
+        serve.heartbeat_interval
+    ),
+    switch!(
+        "lease-reads",
+        "Serve linearizable reads from a leader lease; trusts the clocks' rates",
+        serve.lease_reads
+    ),
+    duration!(
+        "history",
+        "How much history automatic compaction keeps; 0 keeps all",
+        serve.history
+    ),
+    duration!(
+        "request-timeout",
+        "Longest wait of a request without a deadline of its own",
+        serve.request_timeout
+    ),
+    duration!(
+        "drain-timeout",
+        "Longest time that a graceful stop takes",
+        serve.drain_timeout
+    ),
+    setting!(
+        "log-format",
+        "text|json",
+        Text,
+        "How log lines look",
+        log.format,
+        |format: &LogFormat| match format {
+            LogFormat::Text => "text".to_owned(),
+            LogFormat::Json => "json".to_owned(),
+        },
+        |text: &str| match text {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(format!("`{text}` is none of text, json")),
+        }
+    ),
+    setting!(
+        "log-level",
+        "LEVEL",
+        Text,
+        "Least important level that is logged: error, warn, info, debug, trace",
+        log.level,
+        |level: &tracing::Level| level.to_string().to_lowercase(),
+        |text: &str| text
+            .parse()
+            .map_err(|_| format!("`{text}` is none of error, warn, info, debug, trace"))
+    ),
+    size!("request-bytes-max", "Largest request", serve.request_bytes_max),
+    number!(
+        "requests-max",
+        "Most requests in work at one time",
+        serve.requests_max
+    ),
+    number!(
+        "connections-max",
+        "Most client connections at one time",
+        serve.connections_max
+    ),
+    size!(
+        "range-bytes-max",
+        "Unary range answers in memory at one time",
+        serve.range_bytes_max
+    ),
+    size!(
+        "watch-ring-bytes",
+        "Recent events kept for watchers",
+        serve.watch_ring_bytes
+    ),
+    size!(
+        "watch-stream-bytes-max",
+        "Events waiting in one watch stream",
+        serve.watch_stream_bytes_max
+    ),
+    size!("memtable-bytes", "The store's memtable", serve.memtable_bytes),
+    size!("cache-bytes", "The store's block cache", serve.cache_bytes),
+    size!(
+        "log-bytes-max",
+        "Log that a restart replays at most",
+        serve.log_bytes_max
+    ),
+];

@@ -1,0 +1,107 @@
+//! `serve` and `config`: the merged configuration, the process around a member (log, open files, signals,
+//! systemd), and its end.
+//!
+//! The first SIGTERM or SIGINT stops the member gracefully; a second one ends the process at once.
+
+mod notify;
+mod process;
+
+use std::future::Future;
+use std::path::PathBuf;
+
+use clap::Args;
+use kvorum_server::ServeOptions;
+
+use crate::config::{Config, Flags, LogFormat, LogOptions};
+use crate::failure::Failure;
+use crate::verbs::Output;
+
+/// Arguments of `serve`: one flag for each setting.
+#[derive(Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Stop when standard input closes: how `demo` takes its members along when it dies
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
+}
+
+/// Arguments of `config`: those of `serve`, and how to print.
+#[derive(Args)]
+pub struct ConfigArgs {
+    #[command(flatten)]
+    source: SourceArgs,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = crate::verbs::Format::Text)]
+    output: crate::verbs::Format,
+}
+
+#[derive(Args)]
+struct SourceArgs {
+    /// A TOML file; its keys are the names of the flags
+    #[arg(long, env = "KVORUM_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+impl SourceArgs {
+    fn load(&self) -> Result<Config, Failure> {
+        Config::load(self.config.as_deref(), std::env::vars_os(), &self.flags)
+    }
+}
+
+/// Prints the effective configuration.
+pub fn print_config(args: &ConfigArgs) -> Result<(), Failure> {
+    let config = args.source.load()?;
+    for warning in &config.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let mut out = Output::start();
+    match args.output {
+        crate::verbs::Format::Text => config.print_toml(&mut out)?,
+        crate::verbs::Format::Json => config.print_json(&mut out)?,
+    }
+    out.end()
+}
+
+/// Runs a member until it is told to stop.
+pub fn run(args: ServeArgs) -> Result<(), Failure> {
+    let config = args.source.load()?;
+    start_log(config.settings.log);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let options = config.settings.serve;
+    process::raise_open_files(options.connections_max);
+    let stop = process::Stop::new();
+    stop.on_signals()?;
+    if args.until_stdin_closes {
+        stop.on_stdin_closed(options.drain_timeout);
+    }
+    notify::ready_when_served(&options.listen_client);
+    serve(options, stop.requested())
+}
+
+#[cfg(feature = "member")]
+fn serve(options: ServeOptions, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), Failure> {
+    kvorum_server::runtime::serve(options, stop).map_err(|error| Failure::error(error.to_string()))
+}
+
+#[cfg(not(feature = "member"))]
+fn serve(_: ServeOptions, _: impl Future<Output = ()> + Send + 'static) -> Result<(), Failure> {
+    Err(Failure::error(
+        "this build holds only the clients; build with the feature `member`",
+    ))
+}
+
+fn start_log(options: LogOptions) {
+    use std::io::IsTerminal;
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(options.level)
+        .with_writer(std::io::stderr);
+    match options.format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+    }
+}

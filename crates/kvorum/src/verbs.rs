@@ -1,0 +1,154 @@
+//! The client commands, and what they share: how to reach the cluster, and how to print.
+
+pub mod export;
+pub mod import;
+pub mod kv;
+pub mod member;
+pub mod record;
+pub mod status;
+pub mod txn;
+pub mod watch;
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, BufWriter, Stdout, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::{Args, ValueEnum};
+use kvorum_client::{Client, Options};
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::units::{format_duration, parse_duration};
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// One JSON value, or one a line where there are many
+    Json,
+}
+
+/// How to reach the cluster, and how to print.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Client options")]
+pub struct ClientArgs {
+    /// Servers, with commas between; the next is tried when one fails
+    #[arg(
+        long,
+        env = "KVORUM_ENDPOINTS",
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:2379"
+    )]
+    pub endpoints: Vec<String>,
+    /// Longest time that an operation may take, retries included [default: 10s; import and export 60s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
+    /// How results are printed
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+}
+
+impl ClientArgs {
+    /// A client with the command's default timeout.
+    pub fn client(&self, timeout: Duration) -> Result<Client, Failure> {
+        let timeout = self.timeout.unwrap_or(timeout);
+        if timeout < Duration::from_millis(1) {
+            let given = format_duration(timeout);
+            return Err(Failure::usage(format!(
+                "--timeout {given} is too short; give at least 1ms"
+            )));
+        }
+        let endpoints = self
+            .endpoints
+            .iter()
+            .filter(|text| !text.trim().is_empty())
+            .cloned()
+            .collect();
+        Ok(Client::new(Options {
+            endpoints,
+            timeout,
+            ..Options::default()
+        })?)
+    }
+
+    /// Whether to print JSON.
+    pub fn json(&self) -> bool {
+        self.output == Format::Json
+    }
+}
+
+/// The usual timeout of one operation.
+pub const TIMEOUT: Duration = Duration::from_secs(10);
+/// The timeout of one operation in a long run, which should outlast an election or two.
+pub const LONG_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// An argument's bytes, whatever they are.
+pub fn bytes(argument: OsString) -> Bytes {
+    argument.into_vec().into()
+}
+
+/// A key from the command line.
+pub fn key(argument: OsString) -> Result<Bytes, Failure> {
+    if argument.is_empty() {
+        return Err(Failure::usage("the key is empty; give at least one byte"));
+    }
+    Ok(bytes(argument))
+}
+
+/// Standard output, buffered. To be flushed by [`Output::end`], which reports what went wrong.
+pub struct Output(BufWriter<Stdout>);
+
+impl Output {
+    /// Starts printing.
+    pub fn start() -> Self {
+        Output(BufWriter::with_capacity(64 * 1024, io::stdout()))
+    }
+
+    /// One JSON value on one line.
+    pub fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
+        serde_json::to_writer(&mut self.0, value).map_err(io::Error::from)?;
+        Ok(self.0.write_all(b"\n")?)
+    }
+
+    /// These bytes and a newline.
+    pub fn line(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.0.write_all(bytes)?;
+        Ok(self.0.write_all(b"\n")?)
+    }
+
+    /// A key and a value on one line, with a tab between.
+    pub fn pair(&mut self, key: &[u8], value: &[u8]) -> Result<(), Failure> {
+        self.0.write_all(key)?;
+        self.0.write_all(b"\t")?;
+        self.line(value)
+    }
+
+    /// Everything printed so far leaves.
+    pub fn flush(&mut self) -> Result<(), Failure> {
+        Ok(self.0.flush()?)
+    }
+
+    /// Ends printing.
+    pub fn end(mut self) -> Result<(), Failure> {
+        self.flush()
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Whether a path argument means a standard stream.
+pub fn is_dash(path: &OsStr) -> bool {
+    path.as_bytes() == b"-"
+}

@@ -1,0 +1,313 @@
+//! `import`: writes the records of a file of JSON lines, many at a time.
+//!
+//! Lines travel in batches, one transaction each, with several in flight under sessions. **No key is in flight
+//! twice**, so that of two lines with one key the later wins. Writing a record again changes nothing of it, so
+//! an import that failed is completed by running it again.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use kvorum_client::proto::etcd::{self, request_op};
+use kvorum_client::{Client, Error};
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use super::record::parse_line;
+use super::{ClientArgs, LONG_TIMEOUT, is_dash};
+use crate::failure::{self, Code, Failure};
+use crate::units::format_duration;
+
+/// Longest line: the largest request with every byte escaped.
+const LINE_BYTES_MAX: u64 = 16 << 20;
+/// Bytes of keys and values beyond which a batch takes no more lines; well below the limit of a request.
+const BATCH_BYTES: usize = 256 * 1024;
+/// Smallest file that gets a progress bar.
+const PROGRESS_BYTES: u64 = 1 << 20;
+
+/// Arguments of `import`.
+#[derive(Args)]
+pub struct ImportArgs {
+    /// A file of lines {"key","value"} (`key_b64`, `value_b64` where not UTF-8); `-` for standard input
+    file: OsString,
+    /// Transactions in flight
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    in_flight: u16,
+    /// Records in one transaction, at most
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u8).range(1..=128))]
+    batch: u8,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// Lines that are written together.
+#[derive(Clone, Debug, Default)]
+struct Batch {
+    records: Vec<(u64, Bytes, Bytes)>,
+    bytes: usize,
+}
+
+/// Writes a file's records.
+pub async fn run(args: ImportArgs) -> Result<(), Failure> {
+    let client = args.client.client(LONG_TIMEOUT)?;
+    let (input, length): (Box<dyn Read>, Option<u64>) = if is_dash(&args.file) {
+        (Box::new(io::stdin()), None)
+    } else {
+        let path = Path::new(&args.file);
+        let cannot = |error: io::Error| {
+            Failure::usage(format!("cannot read {}: {}", path.display(), failure::os(&error)))
+        };
+        let file = File::open(path).map_err(cannot)?;
+        let metadata = file.metadata().map_err(cannot)?;
+        if metadata.is_dir() {
+            return Err(Failure::usage(format!(
+                "cannot read {}: it is a directory",
+                path.display()
+            )));
+        }
+        (Box::new(file), metadata.is_file().then_some(metadata.len()))
+    };
+    let mut import = Import {
+        client,
+        in_flight_max: args.in_flight.into(),
+        batch_max: args.batch.into(),
+        running: JoinSet::new(),
+        keys: HashSet::new(),
+        records: 0,
+        progress: progress(length),
+    };
+    let started = Instant::now();
+    let outcome = import.run(Lines::new(input)).await;
+    import.progress.finish_and_clear();
+    let records = import.records;
+    if let Err(failure) = outcome {
+        let word = format!("stopped after {records} records, run it again when mended");
+        return Err(failure.context(&word));
+    }
+    let elapsed = started.elapsed();
+    match args.client.json() {
+        true => println!(
+            "{}",
+            json!({"records": records, "seconds": elapsed.as_secs_f64()})
+        ),
+        false => {
+            let shown = Duration::from_millis(elapsed.as_millis() as u64);
+            eprintln!("imported {records} records in {}", format_duration(shown));
+        }
+    }
+    Ok(())
+}
+
+fn progress(length: Option<u64>) -> ProgressBar {
+    match length {
+        Some(length) if length >= PROGRESS_BYTES && io::stderr().is_terminal() => {
+            let style = ProgressStyle::with_template(
+                "{bar:40} {percent:>3}%  {bytes}/{total_bytes}  {msg}  {eta} left",
+            )
+            .expect("the template is well-formed");
+            ProgressBar::new(length).with_style(style)
+        }
+        _ => ProgressBar::hidden(),
+    }
+}
+
+struct Import {
+    client: Client,
+    in_flight_max: usize,
+    batch_max: usize,
+    running: JoinSet<Result<Batch, Failure>>,
+    /// Keys of the batches in flight.
+    keys: HashSet<Bytes>,
+    /// Records written.
+    records: u64,
+    progress: ProgressBar,
+}
+
+impl Import {
+    async fn run(&mut self, mut lines: Lines) -> Result<(), Failure> {
+        let mut batch = Batch::default();
+        let mut batched: HashSet<Bytes> = HashSet::new();
+        let result = loop {
+            let (number, key, value) = match lines.next() {
+                Ok(Some(line)) => line,
+                Ok(None) => break Ok(()),
+                Err(failure) => break Err(failure),
+            };
+            self.progress.set_position(lines.position);
+            let full = batch.records.len() >= self.batch_max || batch.bytes >= BATCH_BYTES;
+            if full || batched.contains(&key) {
+                self.send(std::mem::take(&mut batch)).await?;
+                batched.clear();
+            }
+            if self.keys.contains(&key) {
+                self.drain().await?;
+            }
+            batch.bytes += key.len() + value.len();
+            batched.insert(key.clone());
+            batch.records.push((number, key, value));
+        };
+        // What stands before a malformed line is written in any case.
+        self.send(batch).await?;
+        self.drain().await?;
+        result
+    }
+
+    async fn send(&mut self, batch: Batch) -> Result<(), Failure> {
+        if batch.records.is_empty() {
+            return Ok(());
+        }
+        while self.running.len() >= self.in_flight_max {
+            self.finish_one().await?;
+        }
+        self.keys
+            .extend(batch.records.iter().map(|(_, key, _)| key.clone()));
+        let client = self.client.clone();
+        self.running
+            .spawn(async move { write(&client, &batch).await.map(|()| batch) });
+        Ok(())
+    }
+
+    async fn finish_one(&mut self) -> Result<(), Failure> {
+        let Some(finished) = self.running.join_next().await else {
+            return Ok(());
+        };
+        let batch = finished.map_err(|error| Failure::error(format!("a write ended badly: {error}")))??;
+        self.records += batch.records.len() as u64;
+        self.progress.set_message(format!("{} records", self.records));
+        for (_, key, _) in &batch.records {
+            self.keys.remove(key);
+        }
+        Ok(())
+    }
+
+    async fn drain(&mut self) -> Result<(), Failure> {
+        while !self.running.is_empty() {
+            self.finish_one().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a batch. One that is refused is written line by line, so that the offending line can be named.
+async fn write(client: &Client, batch: &Batch) -> Result<(), Failure> {
+    let at = |number: u64, error: Error| {
+        let failure = match &error {
+            Error::Rejected { .. } => Failure::new(Code::Usage, error.to_string()),
+            _ => error.into(),
+        };
+        failure.context(&format!("line {number}"))
+    };
+    if batch.records.len() > 1 {
+        let success = batch.records.iter().map(|(_, key, value)| etcd::RequestOp {
+            request: Some(request_op::Request::RequestPut(put(key, value))),
+        });
+        let request = etcd::TxnRequest {
+            success: success.collect(),
+            ..Default::default()
+        };
+        match client.txn(request).await {
+            Ok(_) => return Ok(()),
+            Err(Error::Rejected { .. }) => {}
+            Err(error) => return Err(at(batch.records[0].0, error)),
+        }
+    }
+    for (number, key, value) in &batch.records {
+        client
+            .put_request(put(key, value))
+            .await
+            .map_err(|error| at(*number, error))?;
+    }
+    Ok(())
+}
+
+fn put(key: &Bytes, value: &Bytes) -> etcd::PutRequest {
+    etcd::PutRequest {
+        key: key.clone(),
+        value: value.clone(),
+        ..Default::default()
+    }
+}
+
+/// The lines of the input, numbered from 1. Blank ones are passed over.
+struct Lines {
+    input: BufReader<Box<dyn Read>>,
+    number: u64,
+    /// Bytes read.
+    position: u64,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    fn new(input: Box<dyn Read>) -> Self {
+        Lines {
+            input: BufReader::with_capacity(1 << 18, input),
+            number: 0,
+            position: 0,
+            buffer: Vec::new(),
+        }
+    }
+
+    fn next(&mut self) -> Result<Option<(u64, Bytes, Bytes)>, Failure> {
+        loop {
+            self.buffer.clear();
+            self.number += 1;
+            let number = self.number;
+            let read = (&mut self.input)
+                .take(LINE_BYTES_MAX + 1)
+                .read_until(b'\n', &mut self.buffer)
+                .map_err(|error| {
+                    Failure::error(format!("line {number}: cannot read: {}", failure::os(&error)))
+                })?;
+            if read == 0 {
+                return Ok(None);
+            }
+            self.position += read as u64;
+            if read as u64 > LINE_BYTES_MAX {
+                return Err(Failure::usage(format!(
+                    "line {number}: longer than {LINE_BYTES_MAX} bytes"
+                )));
+            }
+            let line = self.buffer.trim_ascii();
+            if !line.is_empty() {
+                let (key, value) =
+                    parse_line(line).map_err(|what| Failure::usage(format!("line {number}: {what}")))?;
+                return Ok(Some((number, key, value)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_numbered_and_blank_ones_passed_over() {
+        let text = "{\"key\":\"a\",\"value\":\"1\"}\n\n  \r\n{\"key\":\"b\",\"value\":\"2\"}";
+        let mut lines = Lines::new(Box::new(text.as_bytes()));
+        assert_eq!(lines.next().unwrap(), Some((1, "a".into(), "1".into())));
+        assert_eq!(lines.next().unwrap(), Some((4, "b".into(), "2".into())));
+        assert_eq!(lines.position, text.len() as u64);
+        assert_eq!(lines.next().unwrap(), None);
+    }
+
+    #[test]
+    fn a_malformed_line_is_named() {
+        let mut lines = Lines::new(Box::new(
+            &b"{\"key\":\"a\",\"value\":\"1\"}\n{\"key\":\"b\"}\n"[..],
+        ));
+        lines.next().unwrap();
+        let error = lines.next().unwrap_err().to_string();
+        assert_eq!(error, "line 2: it has neither `value` nor `value_b64`");
+        let endless = io::repeat(b'x').take(LINE_BYTES_MAX + 10);
+        let error = Lines::new(Box::new(endless)).next().unwrap_err().to_string();
+        assert!(error.contains("line 1: longer than"), "{error}");
+    }
+}

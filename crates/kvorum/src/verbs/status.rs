@@ -1,0 +1,345 @@
+//! `status`: how the members are, each asked for itself.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use clap::Args;
+use kvorum_client::proto::v1::{self, Role, Suffrage};
+use kvorum_client::{Client, Error, Options};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::member::id;
+use super::{ClientArgs, Output};
+use crate::failure::{Code, Failure};
+use crate::units::{format_duration, format_size};
+
+/// How long one member may take to answer.
+const ONE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Arguments of `status`.
+#[derive(Args)]
+pub struct StatusArgs {
+    /// Ask only the given endpoints, not the other members that they know
+    #[arg(long)]
+    only: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// What one server answered, or why it did not.
+pub struct Answer {
+    /// `host:port`.
+    pub endpoint: String,
+    /// What came.
+    pub status: Result<v1::StatusResponse, Error>,
+}
+
+/// Asks servers at the same time; answers come in the order of `endpoints`.
+pub async fn ask(endpoints: Vec<String>, timeout: Duration) -> Result<Vec<Answer>, Failure> {
+    let mut asked = JoinSet::new();
+    for (position, endpoint) in endpoints.into_iter().enumerate() {
+        let options = Options {
+            endpoints: vec![endpoint.clone()],
+            timeout,
+            ..Options::default()
+        };
+        let client = Client::new(options)?;
+        asked.spawn(async move {
+            (
+                position,
+                Answer {
+                    endpoint,
+                    status: client.status().await,
+                },
+            )
+        });
+    }
+    let mut answers = asked.join_all().await;
+    answers.sort_by_key(|(position, _)| *position);
+    Ok(answers.into_iter().map(|(_, answer)| answer).collect())
+}
+
+/// `host:port` of a URL for clients.
+fn host_port(url: &str) -> &str {
+    url.split_once("://")
+        .map_or(url, |(_, rest)| rest)
+        .trim_end_matches('/')
+}
+
+/// Shows the members.
+pub async fn run(args: StatusArgs) -> Result<(), Failure> {
+    let timeout = args.client.timeout.unwrap_or(ONE_TIMEOUT);
+    // Checks the endpoints' form.
+    let endpoints = args.client.client(timeout)?.endpoints();
+    let mut answers = ask(endpoints, timeout).await?;
+    if !args.only {
+        discover(&mut answers, timeout).await?;
+    }
+    let mut out = Output::start();
+    if args.client.json() {
+        let lines: Vec<Value> = answers.iter().map(to_json).collect();
+        out.json(&lines)?;
+    } else {
+        std::io::Write::write_all(&mut out, table(&answers).as_bytes())?;
+    }
+    out.end()?;
+    let failed = |answer: &Answer| answer.status.is_err();
+    if answers.iter().all(failed) {
+        let first = answers.into_iter().next().and_then(|answer| answer.status.err());
+        return Err(first.map_or_else(|| Failure::usage("no endpoint is given"), Failure::from));
+    }
+    if answers.iter().any(failed) {
+        return Err(Failure::new(Code::Unavailable, ""));
+    }
+    Ok(())
+}
+
+/// Asks the members that the answers name and that did not answer yet.
+async fn discover(answers: &mut Vec<Answer>, timeout: Duration) -> Result<(), Failure> {
+    let answered: Vec<&v1::StatusResponse> = answers.iter().filter_map(|a| a.status.as_ref().ok()).collect();
+    let Some(best) = answered.iter().max_by_key(|status| status.applied_index) else {
+        return Ok(());
+    };
+    let known: Vec<u64> = answered.iter().map(|status| status.member_id).collect();
+    let others: Vec<String> = best
+        .members
+        .iter()
+        .filter(|member| !known.contains(&member.id))
+        .filter_map(|member| member.client_urls.first())
+        .map(|url| host_port(url).to_owned())
+        .filter(|endpoint| answers.iter().all(|answer| answer.endpoint != *endpoint))
+        .collect();
+    answers.extend(ask(others, timeout).await?);
+    Ok(())
+}
+
+/// A role in one word.
+pub fn role(status: &v1::StatusResponse) -> &'static str {
+    match (status.suffrage(), status.role()) {
+        (Suffrage::Learner, _) => "learner",
+        (_, Role::Leader) => "leader",
+        (_, Role::Follower) => "follower",
+        (_, Role::PreCandidate | Role::Candidate) => "candidate",
+        (_, Role::Unspecified) => "unknown",
+    }
+}
+
+/// What a person should know of a member, beyond the numbers.
+pub fn notes(status: &v1::StatusResponse) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !status.majority_contact {
+        notes.push("CUT OFF from the majority: no writes, no linearizable reads".to_owned());
+    } else if status.leader_id == 0 {
+        notes.push("no leader known".to_owned());
+    }
+    notes.extend(status.errors.iter().cloned());
+    notes
+}
+
+/// For people: a row for each server, then what is worth a remark.
+pub fn table(answers: &[Answer]) -> String {
+    let newest = answers
+        .iter()
+        .filter_map(|a| a.status.as_ref().ok())
+        .map(|s| s.commit_index)
+        .max()
+        .unwrap_or(0);
+    let mut names: BTreeMap<&str, &str> = BTreeMap::new();
+    for status in answers.iter().filter_map(|a| a.status.as_ref().ok()) {
+        for member in &status.members {
+            names.extend(
+                member
+                    .client_urls
+                    .iter()
+                    .map(|url| (host_port(url), member.name.as_str())),
+            );
+        }
+    }
+    let header = [
+        "NAME", "ENDPOINT", "ROLE", "TERM", "COMMIT", "APPLIED", "LAG", "REVISION", "KEYS", "SIZE", "UP",
+    ];
+    let mut rows: Vec<Vec<String>> = vec![header.map(String::from).to_vec()];
+    let mut remarks = String::new();
+    for answer in answers {
+        match &answer.status {
+            Ok(status) => {
+                let up = Duration::from_secs(status.uptime_ms / 1000);
+                rows.push(vec![
+                    status.name.clone(),
+                    answer.endpoint.clone(),
+                    role(status).to_owned(),
+                    status.term.to_string(),
+                    status.commit_index.to_string(),
+                    status.applied_index.to_string(),
+                    newest.saturating_sub(status.applied_index).to_string(),
+                    status.revision.to_string(),
+                    status.keys.to_string(),
+                    rounded_size(status.db_bytes),
+                    format_duration(up),
+                ]);
+                for note in notes(status) {
+                    // Writing to a string cannot fail.
+                    let _ = writeln!(remarks, "{}: {note}", status.name);
+                }
+            }
+            Err(error) => {
+                let name = names
+                    .get(answer.endpoint.as_str())
+                    .copied()
+                    .unwrap_or("?")
+                    .to_owned();
+                let _ = writeln!(remarks, "{name}: {error}");
+                rows.push(vec![name, answer.endpoint.clone(), "unreachable".to_owned()]);
+            }
+        }
+    }
+    aligned(&rows) + &remarks
+}
+
+/// To at most three digits, as people read it.
+fn rounded_size(bytes: u64) -> String {
+    let unit = [1u64 << 30, 1 << 20, 1 << 10]
+        .into_iter()
+        .find(|unit| bytes >= 10 * unit)
+        .unwrap_or(1);
+    format_size(bytes / unit * unit)
+}
+
+/// Columns of equal width, two spaces between; numbers to the right.
+pub fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column));
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| cells(column).map(|cell| cell.chars().count()).max().unwrap_or(0))
+        .collect();
+    let numeric: Vec<bool> = (0..columns)
+        .map(|column| {
+            cells(column)
+                .skip(1)
+                .all(|cell| cell.chars().all(|c| c.is_ascii_digit()))
+        })
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let width = widths[column];
+            let _ = match numeric[column] {
+                true => write!(line, "{cell:>width$}  "),
+                false => write!(line, "{cell:<width$}  "),
+            };
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn to_json(answer: &Answer) -> Value {
+    let status = match &answer.status {
+        Ok(status) => status,
+        Err(error) => return json!({"endpoint": answer.endpoint, "error": error.to_string()}),
+    };
+    let members: Vec<Value> = status.members.iter().map(super::member::to_json).collect();
+    json!({
+        "endpoint": answer.endpoint,
+        "version": status.version,
+        "cluster_uuid": hex(&status.cluster_uuid),
+        "cluster_id": id(status.cluster_id),
+        "member_id": id(status.member_id),
+        "name": status.name,
+        "role": role(status),
+        "term": status.term,
+        "leader_id": id(status.leader_id),
+        "majority_contact": status.majority_contact,
+        "first_index": status.first_index,
+        "last_index": status.last_index,
+        "last_term": status.last_term,
+        "persisted_index": status.persisted_index,
+        "commit_index": status.commit_index,
+        "applied_index": status.applied_index,
+        "flushed_index": status.flushed_index,
+        "revision": status.revision,
+        "compact_revision": status.compact_revision,
+        "keys": status.keys,
+        "db_bytes": status.db_bytes,
+        "db_bytes_in_use": status.db_bytes_in_use,
+        "digest": hex(&status.digest),
+        "sessions": status.sessions,
+        "watchers": status.watchers,
+        "pending_writes": status.pending_writes,
+        "uptime_ms": status.uptime_ms,
+        "feature_level": status.feature_level,
+        "errors": status.errors,
+        "members": members,
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str, role: Role, commit: u64, applied: u64) -> v1::StatusResponse {
+        let mut status = v1::StatusResponse {
+            name: name.to_owned(),
+            term: 3,
+            leader_id: 1,
+            majority_contact: true,
+            commit_index: commit,
+            applied_index: applied,
+            revision: 17,
+            keys: 4,
+            db_bytes: 20_000_000,
+            uptime_ms: 61_000,
+            ..Default::default()
+        };
+        status.set_role(role);
+        status.set_suffrage(Suffrage::Voter);
+        status
+    }
+
+    #[test]
+    fn the_table_shows_lag_silence_and_cut_off_members() {
+        let mut leader = member("node-1", Role::Leader, 120, 120);
+        let gone = v1::Member {
+            name: "node-3".into(),
+            client_urls: vec!["http://h:7403".into()],
+            ..Default::default()
+        };
+        leader.members.push(gone);
+        let mut cut_off = member("node-2", Role::Candidate, 100, 99);
+        cut_off.majority_contact = false;
+        let answers = [
+            Answer {
+                endpoint: "h:7401".into(),
+                status: Ok(leader),
+            },
+            Answer {
+                endpoint: "h:7402".into(),
+                status: Ok(cut_off),
+            },
+            Answer {
+                endpoint: "h:7403".into(),
+                status: Err(Error::Unavailable {
+                    message: "cannot connect to h:7403: connection refused".into(),
+                }),
+            },
+        ];
+        let expected = "\
+NAME    ENDPOINT  ROLE         TERM  COMMIT  APPLIED  LAG  REVISION  KEYS  SIZE   UP
+node-1  h:7401    leader          3     120      120    0        17     4  19MiB  1m1s
+node-2  h:7402    candidate       3     100       99   21        17     4  19MiB  1m1s
+node-3  h:7403    unreachable
+node-2: CUT OFF from the majority: no writes, no linearizable reads
+node-3: cannot connect to h:7403: connection refused
+";
+        assert_eq!(table(&answers), expected);
+    }
+}
