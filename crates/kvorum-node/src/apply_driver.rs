@@ -9,6 +9,7 @@ use kvorum_raft::{ConfigEntry, Configuration, Entry, EntryKind, LogId, SnapshotM
 
 use crate::housekeeping::DIGEST_INTERVAL;
 use crate::interface::{ApplyReport, Housekeeping};
+use crate::log_driver::encoded;
 
 /// Applying failed: this member must stop.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -63,12 +64,18 @@ impl<S: Store> ApplyDriver<S> {
     pub fn apply(&mut self, entries: Vec<Entry>) -> Result<Applications, ApplyError> {
         let mut done = Applications::default();
         let before = self.machine.cluster_version();
-        let entries = entries.into_iter().map(apply_entry).collect::<Result<Vec<_>, _>>()?;
+        let entries = entries
+            .into_iter()
+            .map(apply_entry)
+            .collect::<Result<Vec<_>, _>>()?;
         let mut rest = entries.as_slice();
         while let Some(first) = rest.first() {
             let to_agreed = DIGEST_INTERVAL - (first.index - 1) % DIGEST_INTERVAL;
             let (slice, tail) = rest.split_at((to_agreed as usize).min(rest.len()));
-            let mut outcome = self.machine.apply(slice).map_err(|error| ApplyError::Machine(error.to_string()))?;
+            let mut outcome = self
+                .machine
+                .apply(slice)
+                .map_err(|error| ApplyError::Machine(error.to_string()))?;
             done.replies.append(&mut outcome.replies);
             done.events.append(&mut outcome.events);
             let last = slice.last().expect("the slice has a first entry").index;
@@ -86,8 +93,11 @@ impl<S: Store> ApplyDriver<S> {
 
     /// Takes the place of the state machine with one opened from an installed snapshot.
     pub fn install(&mut self, machine: StateMachine<S>) -> ApplyReport {
-        self.machine = machine;
-        let mut report = ApplyReport { cluster: Some(self.machine.cluster()), ..ApplyReport::default() };
+        self.machine.replace(machine);
+        let mut report = ApplyReport {
+            cluster: Some(self.machine.cluster()),
+            ..ApplyReport::default()
+        };
         self.fill(&mut report);
         report
     }
@@ -102,7 +112,10 @@ impl<S: Store> ApplyDriver<S> {
 
     /// What a snapshot of the state as applied would cover.
     pub fn snapshot_meta(&self) -> Result<SnapshotMeta, ApplyError> {
-        Ok(SnapshotMeta { last: self.applied(), configuration: configuration(&self.machine)? })
+        Ok(SnapshotMeta {
+            last: self.applied(),
+            configuration: configuration(&self.machine)?,
+        })
     }
 
     /// The last applied entry.
@@ -113,7 +126,10 @@ impl<S: Store> ApplyDriver<S> {
 
     /// The state as it stands.
     pub fn report(&self) -> ApplyReport {
-        let mut report = ApplyReport { cluster: Some(self.machine.cluster()), ..ApplyReport::default() };
+        let mut report = ApplyReport {
+            cluster: Some(self.machine.cluster()),
+            ..ApplyReport::default()
+        };
         self.fill(&mut report);
         report
     }
@@ -131,8 +147,10 @@ pub(crate) fn configuration<S: Store>(machine: &StateMachine<S>) -> Result<Confi
     if bytes.is_empty() {
         return Ok(Configuration::default());
     }
-    Configuration::decode(bytes)
-        .map_err(|error| ApplyError::Configuration { index: machine.applied().1, why: error.to_string() })
+    Configuration::decode(&bytes).map_err(|error| ApplyError::Configuration {
+        index: machine.applied().1,
+        why: error.to_string(),
+    })
 }
 
 fn apply_entry(entry: Entry) -> Result<ApplyEntry, ApplyError> {
@@ -140,10 +158,19 @@ fn apply_entry(entry: Entry) -> Result<ApplyEntry, ApplyError> {
         EntryKind::Command => Payload::Command(entry.data),
         EntryKind::Noop => Payload::Noop,
         EntryKind::Config => {
-            let config = ConfigEntry::decode(entry.data)
-                .map_err(|error| ApplyError::Configuration { index: entry.index, why: error.to_string() })?;
-            Payload::Config { configuration: config.configuration.encode(), context: config.context }
+            let config = ConfigEntry::decode(&entry.data).map_err(|error| ApplyError::Configuration {
+                index: entry.index,
+                why: error.to_string(),
+            })?;
+            Payload::Config {
+                configuration: encoded(&config.configuration),
+                context: config.context,
+            }
         }
     };
-    Ok(ApplyEntry { index: entry.index, term: entry.term, payload })
+    Ok(ApplyEntry {
+        index: entry.index,
+        term: entry.term,
+        payload,
+    })
 }

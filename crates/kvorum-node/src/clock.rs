@@ -14,16 +14,25 @@ pub(crate) struct ClusterClock {
 
 impl ClusterClock {
     pub(crate) fn new(time_ms: u64, now: Micros) -> Self {
-        ClusterClock { base_ms: time_ms, base_at: now }
+        ClusterClock {
+            base_ms: time_ms,
+            base_at: now,
+        }
     }
 
     /// Entries went into the log: their last stamp is the new base, unless it is older.
     pub(crate) fn observe(&mut self, entries: &[Entry], now: Micros) {
-        let last = entries.iter().rev().find(|entry| entry.kind == EntryKind::Command);
-        if let Some(time_ms) = last.and_then(|entry| Envelope::peek_time(&entry.data))
+        let last = entries
+            .iter()
+            .rev()
+            .find(|entry| entry.kind == EntryKind::Command);
+        if let Some(time_ms) = last.and_then(|entry| Envelope::peek_time(&entry.data).ok())
             && time_ms > self.base_ms
         {
-            *self = ClusterClock { base_ms: time_ms, base_at: now };
+            *self = ClusterClock {
+                base_ms: time_ms,
+                base_at: now,
+            };
         }
     }
 

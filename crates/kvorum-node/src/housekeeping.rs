@@ -33,8 +33,13 @@ pub(crate) struct Keeping {
 impl Node {
     /// This member passed agreed indexes.
     pub(crate) fn note_digests(&mut self, context: &mut Context<'_>, digests: Vec<(Index, u128)>) {
-        let peers: Vec<MemberId> =
-            self.raft.latest_configuration().members().into_iter().filter(|&id| id != self.id()).collect();
+        let peers: Vec<MemberId> = self
+            .raft
+            .latest_configuration()
+            .members()
+            .into_iter()
+            .filter(|&id| id != self.id())
+            .collect();
         for (index, digest) in digests {
             for &peer in &peers {
                 context.send(peer, PeerBody::Digest { index, digest });
@@ -51,7 +56,13 @@ impl Node {
     }
 
     /// A peer passed an agreed index.
-    pub(crate) fn digest_heard(&mut self, context: &mut Context<'_>, from: MemberId, index: Index, digest: u128) {
+    pub(crate) fn digest_heard(
+        &mut self,
+        context: &mut Context<'_>,
+        from: MemberId,
+        index: Index,
+        digest: u128,
+    ) {
         let oldest = self.keeping.own.front().map_or(0, |&(oldest, _)| oldest);
         let room = self.keeping.heard.len() < 2 * DIGESTS_KEPT || self.keeping.heard.contains_key(&index);
         if index < oldest || !index.is_multiple_of(DIGEST_INTERVAL) || !room {
@@ -64,8 +75,12 @@ impl Node {
     }
 
     fn compare_digests(&mut self, context: &mut Context<'_>, index: Index, own: u128) {
-        let Some(heard) = self.keeping.heard.get(&index) else { return };
-        let Some((&other, &theirs)) = heard.iter().find(|(_, digest)| **digest != own) else { return };
+        let Some(heard) = self.keeping.heard.get(&index) else {
+            return;
+        };
+        let Some((&other, &theirs)) = heard.iter().find(|(_, digest)| **digest != own) else {
+            return;
+        };
         self.keeping.divergence = Some((index, other));
         let against = |id: MemberId| heard.get(&id) == Some(&theirs);
         if self.raft.latest_configuration().has_quorum(against) {

@@ -23,8 +23,8 @@ mod writes;
 
 pub use apply_driver::{Applications, ApplyDriver, ApplyError};
 pub use interface::{
-    AdminError, AdminReply, AdminRequest, ApplyReport, Effect, Housekeeping, Input, Options, Proposal, ReadFailure,
-    ReadRequest, WriteFailure,
+    AdminError, AdminReply, AdminRequest, ApplyReport, Effect, Housekeeping, Input, Options, Proposal,
+    ReadFailure, ReadRequest, WriteFailure,
 };
 pub use log_driver::{LogDriver, LogReader};
 pub use node::Node;

@@ -1,11 +1,13 @@
 //! Carries a replica's log effects out on the log: on the log writer's thread in the server, inline in the
 //! simulator. Everything that waits is written as one batch with one fsync.
 
-use kvorum_raft::{Entry, EntryKind, Index, Persist, Seq, SnapshotMeta};
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use kvorum_raft::{Configuration, Entry, EntryKind, Index, Persist, Seq, SnapshotMeta};
 use kvorum_wal::{Base, Disk, HardState, Wal, WalError, WalReader, Write};
 
 /// The log behind a replica.
-#[derive(Debug)]
 pub struct LogDriver<D: Disk> {
     wal: Wal<D>,
 }
@@ -19,12 +21,40 @@ impl<D: Disk> LogDriver<D> {
     /// Writes everything that waits, in order; on return it is durable up to the returned number.
     ///
     /// # Errors
-    /// [`WalError::NoSpace`] leaves the log as it was: the same writes may be tried again. After any other
-    /// error nothing may be written or acknowledged any more.
-    pub fn write(&mut self, persists: &[Persist]) -> Result<Seq, WalError> {
-        let writes: Vec<Write> = persists.iter().map(write_of).collect();
-        self.wal.append(&writes)?;
-        Ok(persists.last().expect("a batch is not empty").seq)
+    /// [`WalError::NoSpace`]: nothing of what is left in `persists` was written; the same may be tried again.
+    /// After any other error nothing may be written or acknowledged any more.
+    pub fn write(&mut self, persists: &mut VecDeque<Persist>) -> Result<Seq, WalError> {
+        let last = persists.back().expect("a batch is not empty").seq;
+        while !persists.is_empty() {
+            // A snapshot changes what the log is; it is written by itself, so that `kept_base` sees the log as it is.
+            let plain = persists
+                .iter()
+                .take_while(|persist| persist.snapshot.is_none())
+                .count();
+            let count = plain.max(1);
+            let kept = if plain == 0 {
+                self.kept_base(&persists[0])
+            } else {
+                None
+            };
+            let mut writes: Vec<Write> = persists.iter().take(count).map(write_of).collect();
+            if kept.is_some() {
+                writes[0].reset = None;
+            }
+            self.wal.append(&writes)?;
+            if let Some(base) = kept {
+                self.wal.purge(base)?;
+            }
+            persists.drain(..count);
+        }
+        Ok(last)
+    }
+
+    /// The base of a snapshot inside the log: what follows it stays, so the log is purged and not reset.
+    fn kept_base(&self, persist: &Persist) -> Option<Base> {
+        let meta = persist.snapshot.as_ref()?;
+        let keeps = persist.truncate_from.is_none() && self.wal.stats().last_index > meta.last.index;
+        keeps.then(|| base_of(meta))
     }
 
     /// Forgets the log up to `base`.
@@ -39,12 +69,14 @@ impl<D: Disk> LogDriver<D> {
 
     /// A reader that works beside the writer.
     pub fn reader(&self) -> LogReader<D> {
-        LogReader { reader: self.wal.reader() }
+        LogReader {
+            reader: self.wal.reader(),
+        }
     }
 }
 
 /// Reads the log beside its writer.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LogReader<D: Disk> {
     reader: WalReader<D>,
 }
@@ -59,7 +91,10 @@ impl<D: Disk> LogReader<D> {
 
 fn write_of(persist: &Persist) -> Write {
     Write {
-        hard_state: persist.hard_state.map(|state| HardState { term: state.term, vote: state.vote }),
+        hard_state: persist.hard_state.map(|state| HardState {
+            term: state.term,
+            vote: state.vote,
+        }),
         reset: persist.snapshot.as_ref().map(base_of),
         truncate_from: persist.truncate_from,
         entries: persist.entries.iter().map(entry_to_log).collect(),
@@ -68,7 +103,18 @@ fn write_of(persist: &Persist) -> Write {
 }
 
 fn base_of(meta: &SnapshotMeta) -> Base {
-    Base { index: meta.last.index, term: meta.last.term, configuration: meta.configuration.encode() }
+    Base {
+        index: meta.last.index,
+        term: meta.last.term,
+        configuration: encoded(&meta.configuration),
+    }
+}
+
+/// A configuration's bytes.
+pub(crate) fn encoded(configuration: &Configuration) -> Bytes {
+    let mut bytes = Vec::new();
+    configuration.encode(&mut bytes);
+    bytes.into()
 }
 
 /// An entry as the log keeps it.
@@ -87,7 +133,17 @@ pub(crate) fn entry_from_log(entry: kvorum_wal::Entry) -> Result<Entry, WalError
         0 => EntryKind::Command,
         1 => EntryKind::Config,
         2 => EntryKind::Noop,
-        kind => return Err(WalError::corrupt_entry(entry.index, format!("unknown kind {kind}"))),
+        kind => {
+            return Err(WalError::Invalid(format!(
+                "entry {} has the unknown kind {kind}: upgrade this member",
+                entry.index
+            )));
+        }
     };
-    Ok(Entry { term: entry.term, index: entry.index, kind, data: entry.data })
+    Ok(Entry {
+        term: entry.term,
+        index: entry.index,
+        kind,
+        data: entry.data,
+    })
 }

@@ -29,7 +29,13 @@ pub(crate) struct Membership {
 
 impl Node {
     /// An administrator's request.
-    pub(crate) fn administer(&mut self, context: &mut Context<'_>, id: u64, request: AdminRequest, deadline: Micros) {
+    pub(crate) fn administer(
+        &mut self,
+        context: &mut Context<'_>,
+        id: u64,
+        request: AdminRequest,
+        deadline: Micros,
+    ) {
         if !self.raft.is_leader() {
             let leader = self.raft.leader();
             return context.admin_done(id, Err(AdminError::NotLeader(leader)));
@@ -42,7 +48,12 @@ impl Node {
         }
         match self.change_of(request) {
             Ok((changes, command, added)) => {
-                let pending = Pending { id: Some(id), added, index: None, deadline };
+                let pending = Pending {
+                    id: Some(id),
+                    added,
+                    index: None,
+                    deadline,
+                };
                 self.change(context, changes, Some(command), pending);
             }
             Err(error) => context.admin_done(id, Err(error)),
@@ -54,18 +65,37 @@ impl Node {
         request: AdminRequest,
     ) -> Result<(Vec<MemberChange>, Command, Option<MemberId>), AdminError> {
         let known = |id: MemberId| {
-            if self.raft.latest_configuration().contains(id) { Ok(id) } else { Err(AdminError::UnknownMember(id)) }
+            if self.raft.latest_configuration().contains(id) {
+                Ok(id)
+            } else {
+                Err(AdminError::UnknownMember(id))
+            }
         };
         Ok(match request {
             AdminRequest::AddLearner(record) => {
                 let record = self.with_new_id(record);
                 let id = record.id;
-                (vec![MemberChange::AddLearner(id)], Command::AddMember(record), Some(id))
+                (
+                    vec![MemberChange::AddLearner(id)],
+                    Command::AddMember(record),
+                    Some(id),
+                )
             }
-            AdminRequest::Promote(id) => (vec![MemberChange::Promote(known(id)?)], Command::Batch(vec![]), None),
-            AdminRequest::Remove(id) => (vec![MemberChange::Remove(known(id)?)], Command::RemoveMember(id), None),
+            AdminRequest::Promote(id) => (
+                vec![MemberChange::Promote(known(id)?)],
+                Command::Batch(vec![]),
+                None,
+            ),
+            AdminRequest::Remove(id) => (
+                vec![MemberChange::Remove(known(id)?)],
+                Command::RemoveMember(id),
+                None,
+            ),
             AdminRequest::Replace { old, new } => {
-                let new = MemberRecord { promote_when_ready: true, ..self.with_new_id(new) };
+                let new = MemberRecord {
+                    promote_when_ready: true,
+                    ..self.with_new_id(new)
+                };
                 let id = new.id;
                 (
                     vec![MemberChange::Remove(known(old)?), MemberChange::AddLearner(id)],
@@ -85,7 +115,9 @@ impl Node {
                 || configuration.removed.contains(id)
                 || self.cluster.members.contains_key(id)
         };
-        let id = (self.cluster.next_member.max(1)..).find(|id| !taken(id)).expect("u64 is not exhausted");
+        let id = (self.cluster.next_member.max(1)..)
+            .find(|id| !taken(id))
+            .expect("u64 is not exhausted");
         MemberRecord { id, ..record }
     }
 
@@ -98,8 +130,17 @@ impl Node {
     ) {
         let token = self.next_token();
         self.membership.pending.insert(token, pending);
-        let bytes = command.map(|command| self.internal_envelope(context, command)).unwrap_or_default();
-        self.step_raft(context, kvorum_raft::Input::ChangeConfig { token, changes, context: bytes });
+        let bytes = command
+            .map(|command| self.internal_envelope(context, command))
+            .unwrap_or_default();
+        self.step_raft(
+            context,
+            kvorum_raft::Input::ChangeConfig {
+                token,
+                changes,
+                context: bytes,
+            },
+        );
     }
 
     /// The core appended something: if it is a change, remember where.
@@ -114,7 +155,9 @@ impl Node {
     pub(crate) fn change_refused(&mut self, context: &mut Context<'_>, token: Token, why: RefuseReason) {
         if let Some(Pending { id: Some(id), .. }) = self.membership.pending.remove(&token) {
             let error = match why {
-                RefuseReason::NotLeader(leader) | RefuseReason::Transferring(leader) => AdminError::NotLeader(leader),
+                RefuseReason::NotLeader(leader) | RefuseReason::Transferring(leader) => {
+                    AdminError::NotLeader(leader)
+                }
                 RefuseReason::NoLiveQuorum => AdminError::NoLiveQuorum,
                 RefuseReason::NotReady(member) => AdminError::NotReady(member),
                 RefuseReason::InvalidChange(what) => AdminError::Invalid(what.to_owned()),
@@ -164,22 +207,34 @@ impl Node {
     }
 
     fn transfer(&mut self, context: &mut Context<'_>, id: u64, target: MemberId) {
-        let target = if target == 0 { self.best_successor() } else { target };
+        let target = if target == 0 {
+            self.best_successor()
+        } else {
+            target
+        };
         if target == 0 || !self.raft.latest_configuration().is_voter(target) {
             return context.admin_done(id, Err(AdminError::NotReady(target)));
         }
         self.step_raft(context, kvorum_raft::Input::TransferTo(target));
         let begun = target == self.id() || self.is_transferring();
-        let result = if begun { Ok(AdminReply::TransferStarted) } else { Err(AdminError::NotReady(target)) };
+        let result = if begun {
+            Ok(AdminReply::TransferStarted)
+        } else {
+            Err(AdminError::NotReady(target))
+        };
         context.admin_done(id, result);
     }
 
     /// The voter that has most of the log, 0 if there is none to hand over to.
     fn best_successor(&self) -> MemberId {
-        let status = self.raft.status();
         let voters = self.raft.latest_configuration();
-        let fit = status.peers.iter().filter(|peer| peer.active && voters.is_voter(peer.id));
-        fit.max_by_key(|peer| (peer.matched, std::cmp::Reverse(peer.id))).map_or(0, |peer| peer.id)
+        let fit = self
+            .raft
+            .peers()
+            .into_iter()
+            .filter(|peer| peer.active && voters.is_voter(peer.id));
+        fit.max_by_key(|peer| (peer.matched, std::cmp::Reverse(peer.id)))
+            .map_or(0, |peer| peer.id)
     }
 
     /// Says who this member is until the cluster knows it; names the cluster if nobody has.
@@ -189,7 +244,13 @@ impl Node {
                 self.initialised_in_term = self.raft.term();
                 let election_timeout_ms = self.options.raft.election_timeout / 1000;
                 let uuid = self.options.fresh_uuid;
-                self.propose_internal(context, Command::ClusterInit { uuid, election_timeout_ms });
+                self.propose_internal(
+                    context,
+                    Command::ClusterInit {
+                        uuid,
+                        election_timeout_ms,
+                    },
+                );
             }
             return;
         }
@@ -206,16 +267,27 @@ impl Node {
 
     /// The leader makes voters of the replacements that are in sync; the core refuses those that are not.
     pub(crate) fn promote_ready(&mut self, context: &mut Context<'_>) {
-        if !self.raft.is_leader() || !self.membership.pending.is_empty() || self.applied < self.membership.last_change {
+        if !self.raft.is_leader()
+            || !self.membership.pending.is_empty()
+            || self.applied < self.membership.last_change
+        {
             return;
         }
         let learners = &self.raft.latest_configuration().learners;
         let ready = learners.iter().copied().find(|id| {
-            self.cluster.members.get(id).is_some_and(|record| record.promote_when_ready && record.incarnation != 0)
+            self.cluster
+                .members
+                .get(id)
+                .is_some_and(|record| record.promote_when_ready && record.incarnation != 0)
         });
         if let Some(id) = ready {
             let deadline = context.now + self.options.raft.election_timeout;
-            let pending = Pending { id: None, added: None, index: None, deadline };
+            let pending = Pending {
+                id: None,
+                added: None,
+                index: None,
+                deadline,
+            };
             self.change(context, vec![MemberChange::Promote(id)], None, pending);
         }
     }
@@ -224,17 +296,38 @@ impl Node {
         let command = self.internal_envelope(context, command);
         let deadline = context.now + self.options.raft.election_timeout;
         let seq = Node::INTERNAL | self.next_token();
-        self.propose(context, vec![crate::interface::Proposal { seq, command, deadline }]);
+        self.propose(
+            context,
+            vec![crate::interface::Proposal {
+                seq,
+                command,
+                deadline,
+            }],
+        );
     }
 
     /// An envelope of this member's own, for which nobody waits.
     pub(crate) fn internal_envelope(&mut self, context: &Context<'_>, command: Command) -> bytes::Bytes {
-        let origin = Origin { member: self.id(), boot: self.options.raft.boot, seq: Node::INTERNAL };
-        Envelope { time_ms: self.clock.time_ms(context.now), origin, session: None, command }.encode()
+        let origin = Origin {
+            member: self.id(),
+            boot: self.options.raft.boot,
+            seq: Node::INTERNAL,
+        };
+        Envelope {
+            time_ms: self.clock.time_ms(context.now),
+            origin,
+            session: None,
+            command,
+        }
+        .encode()
     }
 
     /// Proposes removals that housekeeping found.
-    pub(crate) fn propose_removals(&mut self, context: &mut Context<'_>, found: crate::interface::Housekeeping) {
+    pub(crate) fn propose_removals(
+        &mut self,
+        context: &mut Context<'_>,
+        found: crate::interface::Housekeeping,
+    ) {
         if !self.raft.is_leader() {
             return;
         }
@@ -247,7 +340,11 @@ impl Node {
     }
 
     /// The state machine's members or settings changed.
-    pub(crate) fn cluster_changed(&mut self, context: &mut Context<'_>, cluster: Arc<kvorum_mvcc::ClusterState>) {
+    pub(crate) fn cluster_changed(
+        &mut self,
+        context: &mut Context<'_>,
+        cluster: Arc<kvorum_mvcc::ClusterState>,
+    ) {
         self.cluster = cluster.clone();
         context.out.push(Effect::ClusterChanged(cluster));
     }

@@ -8,7 +8,9 @@ use kvorum_raft::{Index, MemberId, Micros, Raft, Role, Seq, Token};
 
 use crate::clock::ClusterClock;
 use crate::housekeeping::Keeping;
-use crate::interface::{AdminError, AdminReply, ApplyReport, Effect, Input, Options, ReadFailure, WriteFailure};
+use crate::interface::{
+    AdminError, AdminReply, ApplyReport, Effect, Input, Options, ReadFailure, WriteFailure,
+};
 use crate::membership::Membership;
 use crate::reads::Reads;
 use crate::wire::{PeerBody, PeerMessage};
@@ -73,6 +75,8 @@ pub struct Node {
     /// The last log write that was issued, and the last one that is durable.
     issued: Seq,
     persisted: Seq,
+    /// The log write that resets the log to the last installed snapshot, while it is not durable.
+    unsettled_install: Option<Seq>,
     pub(crate) introduce_again_at: Micros,
     known: (u64, MemberId, Role),
     leaderless_since: Option<Micros>,
@@ -114,6 +118,7 @@ impl Node {
             initialised_in_term: 0,
             issued: 0,
             persisted: 0,
+            unsettled_install: None,
             introduce_again_at: 0,
             known,
             leaderless_since: Some(now),
@@ -151,17 +156,28 @@ impl Node {
     /// One input in, effects appended to `out`. `now` never goes back between calls.
     pub fn step(&mut self, now: Micros, input: Input, out: &mut Vec<Effect>) {
         self.now = self.now.max(now);
-        let context = &mut Context { now: self.now, from: self.id(), out };
+        let context = &mut Context {
+            now: self.now,
+            from: self.id(),
+            out,
+        };
         match input {
             Input::Tick => self.step_raft(context, kvorum_raft::Input::Tick),
             Input::Peer(message) => self.peer_message(context, message),
             Input::Propose(proposals) => self.propose(context, proposals),
             Input::Read(reads) => self.read(context, reads),
-            Input::Admin { id, request, deadline } => self.administer(context, id, request, deadline),
+            Input::Admin {
+                id,
+                request,
+                deadline,
+            } => self.administer(context, id, request, deadline),
             Input::Persisted(seq) => {
                 self.persisted = self.persisted.max(seq);
                 self.step_raft(context, kvorum_raft::Input::Persisted(seq));
-                if self.unsettled_install.is_some_and(|reset| reset <= self.persisted) {
+                if self
+                    .unsettled_install
+                    .is_some_and(|reset| reset <= self.persisted)
+                {
                     self.unsettled_install = None;
                     context.out.push(Effect::InstallSettled);
                 }
@@ -219,13 +235,19 @@ impl Node {
     fn snapshot_received(&mut self, context: &mut Context<'_>, message: kvorum_raft::Message) {
         let before = context.out.len();
         self.step_raft(context, kvorum_raft::Input::Message(message));
-        if !context.out[before..].iter().any(|effect| matches!(effect, Effect::Install(_))) {
+        if !context.out[before..]
+            .iter()
+            .any(|effect| matches!(effect, Effect::Install(_)))
+        {
             context.out.push(Effect::DropStaged);
         }
     }
 
     fn reached(&mut self, context: &mut Context<'_>, report: ApplyReport) {
-        assert!(report.applied.index >= self.applied, "the applied index never falls");
+        assert!(
+            report.applied.index >= self.applied,
+            "the applied index never falls"
+        );
         self.applied = report.applied.index;
         self.revision = report.revision;
         self.step_raft(context, kvorum_raft::Input::Applied(self.applied));
@@ -251,7 +273,11 @@ impl Node {
             self.leader_changes += 1;
         }
         self.known = role;
-        self.leaderless_since = if role.1 == 0 { self.leaderless_since.or(Some(self.now)) } else { None };
+        self.leaderless_since = if role.1 == 0 {
+            self.leaderless_since.or(Some(self.now))
+        } else {
+            None
+        };
         self.propose_gathered(context);
         self.release_held(context);
         self.ask(context);
@@ -268,7 +294,10 @@ impl Node {
         self.promote_ready(context);
         self.look_after(context);
         let patience = 4 * self.options.raft.election_timeout;
-        if self.leaderless_since.is_some_and(|since| since + patience < self.now) {
+        if self
+            .leaderless_since
+            .is_some_and(|since| since + patience < self.now)
+        {
             self.abandon_writes(context);
         }
     }
@@ -309,10 +338,22 @@ impl Node {
             }
             Core::Send(message) => context.send(message.to, PeerBody::Raft(message)),
             Core::Apply(entries) => context.out.push(Effect::Apply(entries)),
-            Core::Fetch { id, from, to, bytes_max } => {
-                context.out.push(Effect::Fetch { id, from, to, bytes_max });
+            Core::Fetch {
+                id,
+                from,
+                to,
+                bytes_max,
+            } => {
+                context.out.push(Effect::Fetch {
+                    id,
+                    from,
+                    to,
+                    bytes_max,
+                });
             }
-            Core::NeedSnapshot { peer, at_least } => context.out.push(Effect::BuildSnapshot { peer, at_least }),
+            Core::NeedSnapshot { peer, at_least } => {
+                context.out.push(Effect::BuildSnapshot { peer, at_least })
+            }
             Core::SendSnapshot(message) => context.out.push(Effect::SendSnapshot(message)),
             Core::Install(meta) => context.out.push(Effect::Install(meta)),
             Core::ReadReady { token, index } => self.read_confirmed(context, token, index),

@@ -31,9 +31,15 @@ pub(crate) struct Reads {
 impl Node {
     /// Local callers' reads.
     pub(crate) fn read(&mut self, context: &mut Context<'_>, mut reads: Vec<ReadRequest>) {
-        let room = self.options.held_requests_max.saturating_sub(self.reads.held.len());
+        let room = self
+            .options
+            .held_requests_max
+            .saturating_sub(self.reads.held.len());
         let excess = reads.split_off(room.min(reads.len()));
-        context.fail_reads(excess.iter().map(|read| read.id).collect(), ReadFailure::Overloaded);
+        context.fail_reads(
+            excess.iter().map(|read| read.id).collect(),
+            ReadFailure::Overloaded,
+        );
         self.reads.held.append(&mut reads);
         self.ask(context);
     }
@@ -45,13 +51,21 @@ impl Node {
         }
         let token = self.next_token();
         let reads = std::mem::take(&mut self.reads.held);
-        self.reads.asked.insert(token, Asked { at: context.now, reads });
+        self.reads.asked.insert(
+            token,
+            Asked {
+                at: context.now,
+                reads,
+            },
+        );
         self.step_raft(context, kvorum_raft::Input::Read { token });
     }
 
     /// The core confirmed a question.
     pub(crate) fn read_confirmed(&mut self, context: &mut Context<'_>, token: Token, index: Index) {
-        let Some(asked) = self.reads.asked.remove(&token) else { return };
+        let Some(asked) = self.reads.asked.remove(&token) else {
+            return;
+        };
         let ids = asked.reads.iter().map(|read| read.id);
         if index <= self.applied {
             context.out.push(Effect::ReadsReady(ids.collect()));
@@ -78,7 +92,11 @@ impl Node {
     /// Takes back questions that got no answer, fails reads whose callers stopped waiting, asks anew.
     pub(crate) fn refresh_reads(&mut self, context: &mut Context<'_>) {
         let (now, patience) = (context.now, self.options.raft.election_timeout / 2);
-        for (_, asked) in self.reads.asked.extract_if(.., |_, asked| asked.at + patience < now) {
+        for (_, asked) in self
+            .reads
+            .asked
+            .extract_if(.., |_, asked| asked.at + patience < now)
+        {
             self.reads.held.extend(asked.reads);
         }
         let late = self.reads.held.extract_if(.., |read| read.deadline <= now);
@@ -90,7 +108,12 @@ impl Node {
     /// How many local reads wait.
     pub(crate) fn reads_waiting(&self) -> usize {
         self.reads.held.len()
-            + self.reads.asked.values().map(|asked| asked.reads.len()).sum::<usize>()
+            + self
+                .reads
+                .asked
+                .values()
+                .map(|asked| asked.reads.len())
+                .sum::<usize>()
             + self.reads.confirmed.values().map(Vec::len).sum::<usize>()
     }
 }

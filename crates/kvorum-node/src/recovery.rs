@@ -12,7 +12,7 @@ use kvorum_wal::{Base, Disk, Recovered, Wal, WalError, Write};
 
 use crate::apply_driver::{ApplyDriver, ApplyError, configuration};
 use crate::interface::Options;
-use crate::log_driver::{LogDriver, entry_from_log, entry_to_log};
+use crate::log_driver::{LogDriver, encoded, entry_from_log, entry_to_log};
 use crate::node::Node;
 
 /// Why a replica cannot start from its directory.
@@ -30,7 +30,6 @@ pub enum RecoveryError {
 }
 
 /// A replica with its drivers, ready to step.
-#[derive(Debug)]
 pub struct Replica<D: Disk, S: Store> {
     /// The event loop.
     pub node: Node,
@@ -42,7 +41,10 @@ pub struct Replica<D: Disk, S: Store> {
 
 /// The first write of a founder's log: the entry that all founders agree on (MB12).
 pub fn founding_write(founders: &[u64]) -> Write {
-    Write { entries: vec![entry_to_log(&founders_entry(founders))], ..Write::default() }
+    Write {
+        entries: vec![entry_to_log(&founders_entry(founders.iter().copied()))],
+        ..Write::default()
+    }
 }
 
 /// Assembles a replica from an open log, what it recovered, and an open state machine.
@@ -74,7 +76,11 @@ pub fn assemble<D: Disk, S: Store>(
     let report = apply.report();
     let cluster = apply.machine().cluster();
     let node = Node::new(options, raft, report, cluster, time_ms, now);
-    Ok(Replica { node, log: LogDriver::new(wal), apply })
+    Ok(Replica {
+        node,
+        log: LogDriver::new(wal),
+        apply,
+    })
 }
 
 /// Whether the log has exactly this entry, or begins right after it.
@@ -82,7 +88,10 @@ fn log_holds(recovered: &Recovered, id: LogId) -> bool {
     if recovered.base.index == id.index {
         return recovered.base.term == id.term;
     }
-    let in_entries = recovered.entries.iter().any(|entry| entry.index == id.index && entry.term == id.term);
+    let in_entries = recovered
+        .entries
+        .iter()
+        .any(|entry| entry.index == id.index && entry.term == id.term);
     let below = recovered.entries.first().map_or(0, |entry| entry.index);
     let run = recovered.terms.iter().rev().find(|(first, _)| *first <= id.index);
     in_entries || (id.index < below && run.is_some_and(|(_, term)| *term == id.term))
@@ -95,9 +104,17 @@ fn reset_log<D: Disk>(
     applied: LogId,
     configuration: &Configuration,
 ) -> Result<Recovered, RecoveryError> {
-    let base = Base { index: applied.index, term: applied.term, configuration: configuration.encode() };
+    let base = Base {
+        index: applied.index,
+        term: applied.term,
+        configuration: encoded(configuration),
+    };
     let term = recovered.hard_state.term.max(applied.term);
-    let vote = if term == recovered.hard_state.term { recovered.hard_state.vote } else { 0 };
+    let vote = if term == recovered.hard_state.term {
+        recovered.hard_state.vote
+    } else {
+        0
+    };
     let hard_state = kvorum_wal::HardState { term, vote };
     wal.append(&[Write {
         hard_state: Some(hard_state),
@@ -111,14 +128,22 @@ fn reset_log<D: Disk>(
         entries: Vec::new(),
         terms: Vec::new(),
         kinds_kept: Vec::new(),
+        last_index: applied.index,
         commit_mark: applied.index,
         ..recovered
     })
 }
 
 fn recovered_time(recovered: &Recovered) -> u64 {
-    let stamps = recovered.entries.iter().rev().filter(|entry| entry.kind == EntryKind::Command as u8);
-    stamps.filter_map(|entry| kvorum_model::Envelope::peek_time(&entry.data)).next().unwrap_or(0)
+    let stamps = recovered
+        .entries
+        .iter()
+        .rev()
+        .filter(|entry| entry.kind == EntryKind::Command as u8);
+    stamps
+        .filter_map(|entry| kvorum_model::Envelope::peek_time(&entry.data).ok())
+        .next()
+        .unwrap_or(0)
 }
 
 fn restore(recovered: Recovered, applied: LogId) -> Result<Restored, RecoveryError> {
@@ -128,20 +153,30 @@ fn restore(recovered: Recovered, applied: LogId) -> Result<Restored, RecoveryErr
     let base_configuration = if recovered.base.configuration.is_empty() {
         Configuration::default()
     } else {
-        Configuration::decode(recovered.base.configuration).map_err(malformed)?
+        Configuration::decode(&recovered.base.configuration).map_err(malformed)?
     };
     let mut configs = Vec::new();
     for entry in recovered.kinds_kept {
-        let config = kvorum_raft::ConfigEntry::decode(entry.data).map_err(malformed)?;
+        let config = kvorum_raft::ConfigEntry::decode(&entry.data).map_err(malformed)?;
         configs.push((entry.index, config.configuration));
     }
     Ok(Restored {
-        hard_state: kvorum_raft::HardState { term: recovered.hard_state.term, vote: recovered.hard_state.vote },
+        hard_state: kvorum_raft::HardState {
+            term: recovered.hard_state.term,
+            vote: recovered.hard_state.vote,
+        },
         base: SnapshotMeta {
-            last: LogId { term: recovered.base.term, index: recovered.base.index },
+            last: LogId {
+                term: recovered.base.term,
+                index: recovered.base.index,
+            },
             configuration: base_configuration,
         },
-        entries: recovered.entries.into_iter().map(entry_from_log).collect::<Result<_, _>>()?,
+        entries: recovered
+            .entries
+            .into_iter()
+            .map(entry_from_log)
+            .collect::<Result<_, _>>()?,
         terms: recovered.terms,
         configs,
         commit_mark: recovered.commit_mark,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvorum_model::Revision;
 use kvorum_mvcc::ClusterState;
-use kvorum_raft::{Configuration, Index, LogId, MemberId, Role, Term};
+use kvorum_raft::{Configuration, Index, LogId, MemberId, PeerState, Role, Term};
 
 use crate::node::Node;
 
@@ -17,7 +17,7 @@ pub struct PeerStatus {
     pub matched: Index,
     /// Whether it answered within the election timeout.
     pub active: bool,
-    /// How replication to it goes: probe, replicate, snapshot.
+    /// How replication to it goes: probe, replicate, snapshot, lost-data.
     pub state: &'static str,
     /// When it last answered, µs before now; none if never in this term.
     pub last_contact_ago: Option<u64>,
@@ -78,12 +78,17 @@ impl Node {
             id: peer.id,
             matched: peer.matched,
             active: peer.active,
-            state: peer.state_name(),
+            state: match peer.state {
+                PeerState::Probe => "probe",
+                PeerState::Replicate => "replicate",
+                PeerState::Snapshot => "snapshot",
+                PeerState::LostData => "lost-data",
+            },
             last_contact_ago: peer.last_contact.map(|at| self.now.saturating_sub(at)),
         });
         NodeStatus {
             id: self.id(),
-            term: raft.term,
+            term: raft.hard_state.term,
             leader: raft.leader,
             role: raft.role,
             commit: raft.commit,
@@ -93,10 +98,10 @@ impl Node {
             persisted: raft.persisted,
             first: raft.first,
             revision: self.revision,
-            configuration: self.raft.latest_configuration().clone(),
+            configuration: raft.latest,
             peers: peers.collect(),
-            transferring_to: raft.transfer_target.unwrap_or(0),
-            connected: raft.leader != 0,
+            transferring_to: raft.transfer.unwrap_or(0),
+            connected: raft.has_quorum_contact,
             space_exhausted: self.space_exhausted,
             writes_waiting: self.writes_waiting(),
             reads_waiting: self.reads_waiting(),

@@ -171,9 +171,16 @@ impl PeerMessage {
             RAFT => {
                 let message =
                     kvorum_raft::decode_message(bytes).map_err(|error| WireError::Raft(error.to_string()))?;
-                return Ok(PeerMessage { from, to, body: PeerBody::Raft(message) });
+                return Ok(PeerMessage {
+                    from,
+                    to,
+                    body: PeerBody::Raft(message),
+                });
             }
-            FORWARD => PeerBody::Forward { id: take_u64(&mut bytes)?, commands: take_commands(&mut bytes)? },
+            FORWARD => PeerBody::Forward {
+                id: take_u64(&mut bytes)?,
+                commands: take_commands(&mut bytes)?,
+            },
             FORWARD_ACCEPTED => PeerBody::ForwardAccepted {
                 id: take_u64(&mut bytes)?,
                 term: take_u64(&mut bytes)?,
@@ -196,7 +203,11 @@ impl PeerMessage {
             },
             _ => return Err(WireError::Newer { version, kind }),
         };
-        if bytes.is_empty() { Ok(PeerMessage { from, to, body }) } else { Err(WireError::Length) }
+        if bytes.is_empty() {
+            Ok(PeerMessage { from, to, body })
+        } else {
+            Err(WireError::Length)
+        }
     }
 
     fn size_hint(&self) -> usize {
@@ -235,7 +246,11 @@ mod tests {
     use super::*;
 
     fn check(body: PeerBody) {
-        let message = PeerMessage { from: 3, to: u64::MAX, body };
+        let message = PeerMessage {
+            from: 3,
+            to: u64::MAX,
+            body,
+        };
         let encoded = message.encode();
         assert_eq!(PeerMessage::decode(encoded.clone()), Ok(message));
         for cut in 0..encoded.len() {
@@ -244,15 +259,31 @@ mod tests {
         }
         let mut newer = encoded.to_vec();
         newer[0] = 9;
-        assert!(matches!(PeerMessage::decode(newer.into()), Err(WireError::Newer { version: 9, .. })));
+        assert!(matches!(
+            PeerMessage::decode(newer.into()),
+            Err(WireError::Newer { version: 9, .. })
+        ));
     }
 
     #[test]
     fn every_body_survives_the_wire() {
-        check(PeerBody::Forward { id: 7, commands: vec![Bytes::from_static(b"one"), Bytes::new()] });
-        check(PeerBody::ForwardAccepted { id: 7, term: 2, first: 99 });
-        check(PeerBody::ForwardRefused { id: 7, why: Refusal::NoSpace });
-        check(PeerBody::Digest { index: 1024, digest: u128::MAX - 5 });
+        check(PeerBody::Forward {
+            id: 7,
+            commands: vec![Bytes::from_static(b"one"), Bytes::new()],
+        });
+        check(PeerBody::ForwardAccepted {
+            id: 7,
+            term: 2,
+            first: 99,
+        });
+        check(PeerBody::ForwardRefused {
+            id: 7,
+            why: Refusal::NoSpace,
+        });
+        check(PeerBody::Digest {
+            index: 1024,
+            digest: u128::MAX - 5,
+        });
     }
 
     #[test]
@@ -260,7 +291,10 @@ mod tests {
         let message = PeerMessage {
             from: 1,
             to: 2,
-            body: PeerBody::Forward { id: 1, commands: vec![Bytes::from_static(b"abc")] },
+            body: PeerBody::Forward {
+                id: 1,
+                commands: vec![Bytes::from_static(b"abc")],
+            },
         };
         let mut bytes = message.encode().to_vec();
         bytes[HEADER_BYTES + 8] = 0xff;

@@ -26,7 +26,11 @@ enum Gathered {
     /// Of callers of this member.
     Local(Vec<Proposal>),
     /// Of callers of another member, which forwarded them under this number.
-    Peer { member: MemberId, id: u64, commands: Vec<Bytes> },
+    Peer {
+        member: MemberId,
+        id: u64,
+        commands: Vec<Bytes>,
+    },
 }
 
 impl Gathered {
@@ -127,10 +131,16 @@ impl Node {
                 }
                 match self.writes.gathered.pop_front().expect("just looked at it") {
                     Gathered::Local(proposals) => {
-                        sources.push(Source::Local(proposals.iter().map(|proposal| proposal.seq).collect()));
+                        sources.push(Source::Local(
+                            proposals.iter().map(|proposal| proposal.seq).collect(),
+                        ));
                         commands.extend(proposals.into_iter().map(|p| stamped(p.command, time_ms)));
                     }
-                    Gathered::Peer { member, id, commands: theirs } => {
+                    Gathered::Peer {
+                        member,
+                        id,
+                        commands: theirs,
+                    } => {
                         sources.push(Source::Peer(member, id, theirs.len() as u64));
                         commands.extend(theirs.into_iter().map(|command| stamped(command, time_ms)));
                     }
@@ -148,7 +158,13 @@ impl Node {
             match gathered {
                 Gathered::Local(proposals) => self.propose(context, proposals),
                 Gathered::Peer { member, id, .. } => {
-                    context.send(member, PeerBody::ForwardRefused { id, why: Refusal::NotLeader });
+                    context.send(
+                        member,
+                        PeerBody::ForwardRefused {
+                            id,
+                            why: Refusal::NotLeader,
+                        },
+                    );
                 }
             }
         }
@@ -169,7 +185,11 @@ impl Node {
             let tail = rest.split_off(count);
             let id = self.next_token();
             let commands = rest.iter().map(|proposal| proposal.command.clone()).collect();
-            let batch = Forwarded { leader, sent_at: context.now, proposals: rest };
+            let batch = Forwarded {
+                leader,
+                sent_at: context.now,
+                proposals: rest,
+            };
             self.writes.forwarded.insert(id, batch);
             context.send(leader, PeerBody::Forward { id, commands });
             rest = tail;
@@ -177,15 +197,27 @@ impl Node {
     }
 
     fn hold(&mut self, context: &mut Context<'_>, proposals: Vec<Proposal>) {
-        let room = self.options.held_requests_max.saturating_sub(self.writes.held.len());
+        let room = self
+            .options
+            .held_requests_max
+            .saturating_sub(self.writes.held.len());
         let mut proposals = proposals;
         let excess = proposals.split_off(room.min(proposals.len()));
-        context.fail(excess.iter().map(|proposal| proposal.seq).collect(), WriteFailure::Overloaded);
+        context.fail(
+            excess.iter().map(|proposal| proposal.seq).collect(),
+            WriteFailure::Overloaded,
+        );
         self.writes.held.extend(proposals);
     }
 
     /// Another member's writes.
-    pub(crate) fn forwarded(&mut self, context: &mut Context<'_>, from: MemberId, id: u64, commands: Vec<Bytes>) {
+    pub(crate) fn forwarded(
+        &mut self,
+        context: &mut Context<'_>,
+        from: MemberId,
+        id: u64,
+        commands: Vec<Bytes>,
+    ) {
         let refusal = if !self.raft.is_leader() || self.is_transferring() {
             Some(Refusal::NotLeader)
         } else if self.space_exhausted && commands.iter().any(|command| needs_space(command)) {
@@ -200,7 +232,11 @@ impl Node {
         if commands.is_empty() {
             return;
         }
-        self.writes.gathered.push_back(Gathered::Peer { member: from, id, commands });
+        self.writes.gathered.push_back(Gathered::Peer {
+            member: from,
+            id,
+            commands,
+        });
         self.propose_gathered(context);
     }
 
@@ -235,7 +271,9 @@ impl Node {
         for source in sources {
             match source {
                 Source::Local(seqs) => context.fail(seqs, failure(refusal)),
-                Source::Peer(member, id, _) => context.send(member, PeerBody::ForwardRefused { id, why: refusal }),
+                Source::Peer(member, id, _) => {
+                    context.send(member, PeerBody::ForwardRefused { id, why: refusal })
+                }
             }
         }
     }
@@ -249,8 +287,16 @@ impl Node {
     }
 
     /// The receiver did not append what this member forwarded: only then may it be forwarded again.
-    pub(crate) fn forward_refused(&mut self, context: &mut Context<'_>, from: MemberId, id: u64, why: Refusal) {
-        let Some(Forwarded { proposals, .. }) = self.writes.forwarded.remove(&id) else { return };
+    pub(crate) fn forward_refused(
+        &mut self,
+        context: &mut Context<'_>,
+        from: MemberId,
+        id: u64,
+        why: Refusal,
+    ) {
+        let Some(Forwarded { proposals, .. }) = self.writes.forwarded.remove(&id) else {
+            return;
+        };
         if why != Refusal::NotLeader {
             let seqs = proposals.iter().map(|proposal| proposal.seq).collect();
             return context.fail(seqs, failure(why));
@@ -312,7 +358,12 @@ impl Node {
 
     /// Everything up to `applied` has its final place: a batch whose entries are not there was superseded.
     pub(crate) fn settle_writes(&mut self, context: &mut Context<'_>, applied: Index) {
-        while self.writes.in_log.front().is_some_and(|batch| batch.last <= applied) {
+        while self
+            .writes
+            .in_log
+            .front()
+            .is_some_and(|batch| batch.last <= applied)
+        {
             let batch = self.writes.in_log.pop_front().expect("just looked at it");
             match self.raft.term_at(batch.last) {
                 Some(term) if term == batch.term => {}
@@ -330,8 +381,18 @@ impl Node {
         });
         self.writes.held.len()
             + gathered.sum::<usize>()
-            + self.writes.forwarded.values().map(|batch| batch.proposals.len()).sum::<usize>()
-            + self.writes.in_log.iter().map(|batch| batch.seqs.len()).sum::<usize>()
+            + self
+                .writes
+                .forwarded
+                .values()
+                .map(|batch| batch.proposals.len())
+                .sum::<usize>()
+            + self
+                .writes
+                .in_log
+                .iter()
+                .map(|batch| batch.seqs.len())
+                .sum::<usize>()
     }
 }
 
@@ -346,7 +407,9 @@ fn failure(refusal: Refusal) -> WriteFailure {
 
 /// The command with the leader's time in it. Its buffer is changed in place if nobody else holds it.
 fn stamped(command: Bytes, time_ms: u64) -> Bytes {
-    let mut buffer = command.try_into_mut().unwrap_or_else(|shared| shared.as_ref().into());
+    let mut buffer = command
+        .try_into_mut()
+        .unwrap_or_else(|shared| shared.as_ref().into());
     Envelope::stamp(&mut buffer, time_ms);
     buffer.freeze()
 }
