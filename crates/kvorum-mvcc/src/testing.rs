@@ -20,5 +20,4 @@ impl Rng {
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
-
 }

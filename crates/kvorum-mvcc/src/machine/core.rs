@@ -1,0 +1,376 @@
+//! The state between two batches, and the changes of single keys to it.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kvorum_model::{
+    DeleteRangeRequest, DeleteRangeResponse, Error, Event, EventKind, KeyRange, KeyValue, PutRequest,
+    PutResponse, Revision, limits,
+};
+
+use super::RevisionEvents;
+use crate::cache::Head;
+use crate::layout::{read_record, split_data_key, write_delete, write_put};
+use crate::read::{Found, ReadError, Shared, Source, check_bounds, point_at, scan_at};
+use crate::samples::Samples;
+use crate::sessions::Sessions;
+use crate::state::{ClusterState, State};
+use crate::store::{StoreError, View};
+
+/// What the applier works on. `pending` holds the newest state of each key whose writes are in `writes` and not yet
+/// in the store; the store's view stands at `view_revision`.
+pub(super) struct Core<V> {
+    pub shared: Arc<Shared<V>>,
+    pub view: V,
+    pub view_revision: Revision,
+    pub state: State,
+    pub configuration: Bytes,
+    pub cluster: Arc<ClusterState>,
+    pub samples: Samples,
+    pub sessions: Sessions,
+    pub pending: BTreeMap<Bytes, Head>,
+    pub writes: Vec<(Bytes, Option<Bytes>)>,
+    pub events: Vec<RevisionEvents>,
+    /// Memory for digests.
+    pub scratch: Vec<u8>,
+}
+
+/// A change that is decided and not yet written.
+pub(super) struct Planned {
+    pub key: Bytes,
+    /// The new record without its revision; `None`: a deletion.
+    pub put: Option<KeyValue>,
+    pub old: Head,
+}
+
+impl<V: View> Core<V> {
+    /// The empty state on the view that is published.
+    pub fn new(shared: Arc<Shared<V>>) -> Self {
+        let published = shared.published();
+        Core {
+            view: published.view.clone(),
+            view_revision: published.state.revision,
+            state: State::default(),
+            configuration: Bytes::new(),
+            cluster: Arc::default(),
+            samples: Samples::default(),
+            sessions: Sessions::default(),
+            pending: BTreeMap::new(),
+            writes: Vec::new(),
+            events: Vec::new(),
+            scratch: Vec::new(),
+            shared,
+        }
+    }
+
+    /// The newest state of a key.
+    pub fn head(&self, key: &Bytes) -> Result<Head, StoreError> {
+        if let Some(head) = self.shared.cache.get(key) {
+            return Ok(head);
+        }
+        if let Some(head) = self.pending.get(key) {
+            return Ok(head.clone());
+        }
+        let head = match point_at(&self.view, key, Revision::MAX)? {
+            None => Head::Absent(self.state.revision),
+            Some((stored, record)) => match read_record(&stored, &record)? {
+                Some(kv) => Head::Live(kv),
+                None => Head::Deleted(split_data_key(&stored)?.1),
+            },
+        };
+        self.shared.cache.set(key.clone(), head.clone());
+        Ok(head)
+    }
+
+    /// Decides a put. Refusals are etcd's, in its order.
+    pub fn plan_put(&self, request: PutRequest) -> Result<(Planned, PutResponse), ReadError> {
+        check_key(&request.key)?;
+        if request.lease != 0 {
+            return Err(Error::LeaseNotFound.into());
+        }
+        let old = self.head(&request.key)?;
+        plan_put(request, old).map_err(ReadError::from)
+    }
+
+    /// Applies a put.
+    pub fn put(&mut self, request: PutRequest) -> Result<PutResponse, ReadError> {
+        let (planned, response) = self.plan_put(request)?;
+        let mut events = Vec::with_capacity(1);
+        self.write(planned, self.state.revision + 1, 0, &mut events);
+        self.finish_revision(events);
+        Ok(response)
+    }
+
+    /// Applies a deletion.
+    pub fn delete_range(&mut self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, ReadError> {
+        let (planned, response) = plan_delete(self, &request)?;
+        self.write_all(planned);
+        Ok(response)
+    }
+
+    /// Writes changes as one revision; none if there are none.
+    pub fn write_all(&mut self, planned: Vec<Planned>) {
+        let mut events = Vec::with_capacity(planned.len());
+        for (sub, change) in (0u32..).zip(planned) {
+            self.write(change, self.state.revision + 1, sub, &mut events);
+        }
+        if !events.is_empty() {
+            self.finish_revision(events);
+        }
+    }
+
+    fn write(&mut self, planned: Planned, main: Revision, sub: u32, events: &mut Vec<Event>) {
+        let prev = planned.old.prev(self.state.compacted);
+        let prev_kv = planned.old.into_live();
+        let (written, kind, head) = match planned.put {
+            Some(mut kv) => {
+                kv.mod_revision = main;
+                if prev_kv.is_none() {
+                    kv.create_revision = main;
+                    self.state.live_keys += 1;
+                }
+                let written = write_put(&kv, sub, prev);
+                let head = Head::Live(written.kv.clone());
+                (written, EventKind::Put, head)
+            }
+            None => {
+                assert!(prev_kv.is_some(), "only a key that is there is deleted");
+                self.state.live_keys -= 1;
+                (
+                    write_delete(&planned.key, main, sub, prev),
+                    EventKind::Delete,
+                    Head::Deleted(main),
+                )
+            }
+        };
+        let key = written.kv.key.clone();
+        self.shared.cache.set(key.clone(), head.clone());
+        let before = self.pending.insert(key, head);
+        assert!(
+            before.is_none_or(|before| before.prev(0) != main),
+            "a key is written once per revision"
+        );
+        self.writes.push((written.data.0, Some(written.data.1)));
+        self.writes.push((written.history.0, Some(written.history.1)));
+        events.push(Event {
+            kind,
+            kv: written.kv,
+            prev_kv,
+        });
+    }
+
+    fn finish_revision(&mut self, events: Vec<Event>) {
+        self.state.revision += 1;
+        self.events.push(RevisionEvents {
+            revision: self.state.revision,
+            events: events.into(),
+        });
+    }
+
+    /// The changes in `layers` (later ones over earlier ones) that lie in a range, over those that are pending.
+    pub fn overlay<'a>(
+        &'a self,
+        own: Option<&'a BTreeMap<Bytes, Option<KeyValue>>>,
+        range: &KeyRange,
+    ) -> Vec<(&'a Bytes, Option<&'a KeyValue>)> {
+        fn live(head: &Head) -> Option<&KeyValue> {
+            if let Head::Live(kv) = head { Some(kv) } else { None }
+        }
+        let within = |key: &&Bytes| range.contains(key);
+        let pending = self
+            .pending
+            .range(range.key.clone()..)
+            .take_while(|(key, _)| within(key));
+        let mut overlay: Vec<_> = pending.map(|(key, head)| (key, live(head))).collect();
+        if let Some(own) = own {
+            for (key, kv) in own.range(range.key.clone()..).take_while(|(key, _)| within(key)) {
+                match overlay.binary_search_by(|(known, _)| (*known).cmp(key)) {
+                    Ok(at) => overlay[at].1 = kv.as_ref(),
+                    Err(at) => overlay.insert(at, (key, kv.as_ref())),
+                }
+            }
+        }
+        overlay
+    }
+
+    /// Walks over the newest records of a range: the store's, under `overlay`.
+    pub fn merge(
+        &self,
+        range: &KeyRange,
+        overlay: Vec<(&Bytes, Option<&KeyValue>)>,
+        visit: &mut dyn FnMut(Found) -> Result<ControlFlow<()>, StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut over = overlay.into_iter().peekable();
+        for found in scan_at(&self.view, range, Revision::MAX) {
+            let found = found?;
+            if over.peek().is_none() {
+                if visit(found)?.is_break() {
+                    return Ok(());
+                }
+                continue;
+            }
+            let below = found.into_kv()?;
+            let mut hidden = false;
+            while let Some((key, kv)) = over.next_if(|(key, _)| *key <= &below.key) {
+                hidden |= *key == below.key;
+                if let Some(kv) = kv
+                    && visit(Found::Known(kv.clone()))?.is_break()
+                {
+                    return Ok(());
+                }
+            }
+            if !hidden && visit(Found::Known(below))?.is_break() {
+                return Ok(());
+            }
+        }
+        for kv in over.filter_map(|(_, kv)| kv) {
+            if visit(Found::Known(kv.clone()))?.is_break() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// A range at an older revision, for which the store's view must be new enough.
+    pub fn each_at(
+        &self,
+        range: &KeyRange,
+        at: Revision,
+        visit: &mut dyn FnMut(Found) -> Result<ControlFlow<()>, StoreError>,
+    ) -> Result<(), StoreError> {
+        self.assert_view_holds(at);
+        for found in scan_at(&self.view, range, at) {
+            if visit(found?)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// A key at an older revision, for which the store's view must be new enough.
+    pub fn point_at(&self, key: &[u8], at: Revision) -> Result<Option<KeyValue>, StoreError> {
+        self.assert_view_holds(at);
+        match point_at(&self.view, key, at)? {
+            Some((stored, record)) => read_record(&stored, &record),
+            None => Ok(None),
+        }
+    }
+
+    fn assert_view_holds(&self, at: Revision) {
+        assert!(
+            at <= self.view_revision,
+            "the batch is written before a revision in it is read"
+        );
+    }
+}
+
+impl<V: View> Source for Core<V> {
+    fn revision(&self) -> Revision {
+        self.state.revision
+    }
+
+    fn compacted(&self) -> Revision {
+        self.state.compacted
+    }
+
+    fn point(&self, key: &Bytes, at: Option<Revision>) -> Result<Option<KeyValue>, StoreError> {
+        match at {
+            None => Ok(self.head(key)?.into_live()),
+            Some(at) => self.point_at(key, at),
+        }
+    }
+
+    fn each(
+        &self,
+        range: &KeyRange,
+        at: Option<Revision>,
+        visit: &mut dyn FnMut(Found) -> Result<ControlFlow<()>, StoreError>,
+    ) -> Result<(), StoreError> {
+        match at {
+            None => self.merge(range, self.overlay(None, range), visit),
+            Some(at) => self.each_at(range, at, visit),
+        }
+    }
+}
+
+/// What no replica stores, whatever was validated.
+pub(super) fn check_key(key: &[u8]) -> Result<(), Error> {
+    let max = limits::KEY_BYTES_CEILING;
+    match key.len() {
+        0 => Err(Error::EmptyKey),
+        bytes if bytes > max => Err(Error::KeyTooLarge {
+            bytes: bytes as u64,
+            max: max as u64,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Decides a put over a known state.
+pub(super) fn plan_put(request: PutRequest, old: Head) -> Result<(Planned, PutResponse), Error> {
+    let before = match &old {
+        Head::Live(kv) => Some(kv),
+        _ => None,
+    };
+    if before.is_none() && (request.ignore_value || request.ignore_lease) {
+        return Err(Error::KeyNotFound);
+    }
+    let response = PutResponse {
+        prev_kv: if request.prev_kv { before.cloned() } else { None },
+    };
+    let put = KeyValue {
+        key: request.key.clone(),
+        create_revision: before.map_or(0, |kv| kv.create_revision),
+        mod_revision: 0,
+        version: before.map_or(0, |kv| kv.version) + 1,
+        value: match before {
+            Some(kv) if request.ignore_value => kv.value.clone(),
+            _ => request.value,
+        },
+        lease: match before {
+            Some(kv) if request.ignore_lease => kv.lease,
+            _ => request.lease,
+        },
+    };
+    Ok((
+        Planned {
+            key: request.key,
+            put: Some(put),
+            old,
+        },
+        response,
+    ))
+}
+
+/// Decides a deletion in a state.
+pub(super) fn plan_delete(
+    source: &impl Source,
+    request: &DeleteRangeRequest,
+) -> Result<(Vec<Planned>, DeleteRangeResponse), ReadError> {
+    check_bounds(&request.range)?;
+    let mut found = Vec::new();
+    if request.range.is_point() {
+        found.extend(source.point(&request.range.key, None)?);
+    } else {
+        source.each(&request.range, None, &mut |record| {
+            found.push(record.into_kv()?);
+            Ok(ControlFlow::Continue(()))
+        })?;
+    }
+    let response = DeleteRangeResponse {
+        deleted: found.len() as i64,
+        prev_kvs: if request.prev_kv {
+            found.clone()
+        } else {
+            Vec::new()
+        },
+    };
+    let planned = found.into_iter().map(|kv| Planned {
+        key: kv.key.clone(),
+        put: None,
+        old: Head::Live(kv),
+    });
+    Ok((planned.collect(), response))
+}

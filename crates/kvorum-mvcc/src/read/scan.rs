@@ -1,0 +1,150 @@
+//! Walking over the versions in a store view.
+
+use std::ops::{Bound, ControlFlow};
+
+use bytes::Bytes;
+use kvorum_model::{KeyRange, KeyValue, Revision};
+
+use crate::layout::{after, data_bounds, data_key, data_prefix, is_live, read_record, split_data_key};
+use crate::store::{StoreError, StoreIter, View};
+
+/// Versions of one key that are walked over before the rest of them is jumped over.
+const STEPS_BEFORE_SEEK: usize = 8;
+
+/// A live record; decoded only if somebody wants to see it.
+pub(crate) enum Found {
+    /// As the store holds it.
+    Stored { key: Bytes, record: Bytes },
+    /// From memory.
+    Known(KeyValue),
+}
+
+impl Found {
+    pub fn into_kv(self) -> Result<KeyValue, StoreError> {
+        match self {
+            Found::Known(kv) => Ok(kv),
+            Found::Stored { key, record } => read_record(&key, &record)?
+                .ok_or_else(|| crate::layout::corrupt("a deletion passed for a record")),
+        }
+    }
+}
+
+/// A state of the keyspace: a published view, or the one inside a transaction.
+pub(crate) trait Source {
+    /// The current revision.
+    fn revision(&self) -> Revision;
+    /// The last compaction.
+    fn compacted(&self) -> Revision;
+    /// One key, now or at an older revision.
+    fn point(&self, key: &Bytes, at: Option<Revision>) -> Result<Option<KeyValue>, StoreError>;
+    /// All keys of a range in order, now or at an older revision, until `visit` breaks off.
+    fn each(
+        &self,
+        range: &KeyRange,
+        at: Option<Revision>,
+        visit: &mut dyn FnMut(Found) -> Result<ControlFlow<()>, StoreError>,
+    ) -> Result<(), StoreError>;
+}
+
+/// One key at a revision: the version's key and record in the store, live or not.
+pub(crate) fn point_at(
+    view: &impl View,
+    key: &[u8],
+    at: Revision,
+) -> Result<Option<(Bytes, Bytes)>, StoreError> {
+    let to = after(data_prefix(key));
+    view.range(Bound::Included(data_key(key, at)), Bound::Excluded(to.into()))
+        .next()
+        .transpose()
+}
+
+/// All live keys of a range at a revision.
+pub(crate) fn scan_at<'a, V: View>(view: &'a V, range: &KeyRange, at: Revision) -> RawScan<'a, V> {
+    let bounds = data_bounds(range);
+    let (iter, to) = match bounds {
+        Some((from, to)) => (view.range(from, to.clone()), to),
+        None => (Box::new(std::iter::empty()) as StoreIter<'a>, Bound::Unbounded),
+    };
+    RawScan {
+        view,
+        iter,
+        to,
+        at,
+        key: Vec::new(),
+        answered: false,
+        steps: 0,
+    }
+}
+
+/// Yields the newest version at or before `at` of each key, if it is live.
+pub(crate) struct RawScan<'a, V> {
+    view: &'a V,
+    iter: StoreIter<'a>,
+    to: Bound<Bytes>,
+    at: Revision,
+    /// The prefix of the key that is being walked over.
+    key: Vec<u8>,
+    /// Whether its version at `at` was found.
+    answered: bool,
+    /// Its versions walked over in vain.
+    steps: usize,
+}
+
+impl<V: View> RawScan<'_, V> {
+    fn step(&mut self) -> Result<Option<Found>, StoreError> {
+        while let Some(item) = self.iter.next() {
+            let (key, record) = item?;
+            let (prefix, main) = split_data_key(&key)?;
+            if prefix != self.key {
+                self.key.clear();
+                self.key.extend_from_slice(prefix);
+                (self.answered, self.steps) = (false, 0);
+            }
+            if self.answered || main > self.at {
+                self.steps += 1;
+                if self.steps > STEPS_BEFORE_SEEK {
+                    self.jump();
+                }
+                continue;
+            }
+            self.answered = true;
+            if is_live(&record)? {
+                return Ok(Some(Found::Stored { key, record }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Over the versions that are too new, or past the key.
+    fn jump(&mut self) {
+        self.steps = 0;
+        let from = if self.answered {
+            after(self.key.clone())
+        } else {
+            let mut version = self.key.clone();
+            version.extend_from_slice(&(!(self.at as u64)).to_be_bytes());
+            version
+        };
+        self.iter = self.view.range(Bound::Included(from.into()), self.to.clone());
+    }
+}
+
+impl<V: View> Iterator for RawScan<'_, V> {
+    type Item = Result<Found, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.step().transpose()
+    }
+}
+
+/// Records of a range in key order, at one revision, with bounded memory; see
+/// [`ReadView::scan`](crate::ReadView::scan).
+pub struct Scan<'a, V>(pub(super) RawScan<'a, V>);
+
+impl<V: View> Iterator for Scan<'_, V> {
+    type Item = Result<KeyValue, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(self.0.next()?.and_then(Found::into_kv))
+    }
+}
