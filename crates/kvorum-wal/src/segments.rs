@@ -32,6 +32,17 @@ impl<F> SegmentFile<F> {
     }
 }
 
+impl<F: DiskFile> SegmentFile<F> {
+    /// Cuts off what does not exist any more, and frees its space.
+    pub fn shorten(&self, bytes: u64) -> Result<(), WalError> {
+        let shorten = || {
+            self.file.set_size(bytes)?;
+            self.file.sync_all()
+        };
+        shorten().map_err(|e| WalError::io("shortening", &self.path, &e))
+    }
+}
+
 /// The segment that is written to, or will be next.
 #[derive(Debug)]
 pub struct Active<F> {

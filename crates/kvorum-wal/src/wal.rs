@@ -113,6 +113,7 @@ impl<D: Disk> Wal<D> {
         // The segment gets its name last: a file with a segment's name means a log.
         wal.commit(write_bytes(initial), |batch| batch.write(initial))?;
         wal.persist_vote()?;
+        wal.claim_vote()?;
         wal.spares.install(&wal.disk, &spare, &wal.current)?;
         Ok(wal)
     }
@@ -139,10 +140,12 @@ impl<D: Disk> Wal<D> {
         disk.sync_dir(dir).map_err(|e| WalError::io("syncing", dir, &e))?;
         let files = disk.list(dir).map_err(|e| WalError::io("reading", dir, &e))?;
         let found = recover(&disk, dir, &files, identity, options.recover_bytes_max)?;
-        let vote = VoteFile::new(dir);
+        let mut vote = VoteFile::new(dir);
         let vote_found = vote.read(&disk, identity)?;
         let (hard_state, vote_copy) = vote.join(found.hard_state_after_tail(), &vote_found)?;
 
+        // Before anything else takes the space; a full disk shows below, where the segments are claimed.
+        vote.claim(&disk)?;
         let mut spares = Spares::new(dir, options.segment_bytes);
         spares.adopt(&disk, &files)?;
         let give_back = |segments: &[Arc<SegmentFile<D::File>>]| give_back_list(segments, &options);
@@ -375,10 +378,7 @@ fn claim_for_recovery<D: Disk>(
         result => return result,
     }
     let (segment, valid_to) = &found.last;
-    segment
-        .file
-        .set_size(*valid_to)
-        .map_err(|e| WalError::io("shortening", &segment.path, &e))?;
+    segment.shorten(*valid_to)?;
     let mut bytes = options.segment_bytes;
     loop {
         bytes = (bytes / 2 / PAGE_BYTES * PAGE_BYTES).max(needed);
@@ -498,12 +498,13 @@ impl<D: Disk> Wal<D> {
         if self.space == Space::Exhausted {
             return Ok(());
         }
-        // The next segment, and the spares.
+        // The vote's space first, it is small; then the next segment, and the spares.
         let mut claim = || {
+            self.claim_vote()?;
             while self.ready() < self.options.spare_segments_min + 1 {
                 self.claim_spare()?;
             }
-            self.claim_vote()
+            Ok(())
         };
         match claim() {
             Err(WalError::NoSpace { .. }) => {}
@@ -650,9 +651,7 @@ impl<D: Disk> Wal<D> {
         superseded: &[Arc<SegmentFile<D::File>>],
     ) -> Result<(), WalError> {
         if last.number == end.0 {
-            last.file
-                .set_size(end.1)
-                .map_err(|e| WalError::io("shortening", &last.path, &e))?;
+            last.shorten(end.1)?;
         }
         let files = give_back_list(superseded, &self.options);
         self.spares

@@ -214,13 +214,13 @@ impl Content {
             from = to;
         }
     }
-
-    fn charged(&self) -> u64 {
-        self.size.div_ceil(PAGE) * PAGE
-    }
 }
 
 impl Inode {
+    fn charged(&self) -> u64 {
+        self.seen.size.max(self.durable.size).div_ceil(PAGE) * PAGE
+    }
+
     fn change(&mut self, change: Change) {
         self.seen.apply(&change);
         self.pending.push(change);
@@ -306,14 +306,23 @@ impl State {
         let Some(capacity) = self.capacity else {
             return Ok(());
         };
-        let of = |inode: &u64| self.inodes.get(inode).map_or(0, |i| i.seen.charged());
-        let used: u64 = self.names.values().map(of).sum();
-        let (now, then) = (of(&inode), size.div_ceil(PAGE) * PAGE);
-        if then > now && used - now + then > capacity {
+        let now = self.inodes.get(&inode).map_or(0, Inode::charged);
+        let then = size.div_ceil(PAGE) * PAGE;
+        if then > now && self.used() - now + then > capacity {
             Err(no_space())
         } else {
             Ok(())
         }
+    }
+
+    /// Space that was given up is free when that is durable.
+    fn used(&self) -> u64 {
+        let named: BTreeSet<&u64> = self.names.values().chain(self.durable_names.values()).collect();
+        named
+            .into_iter()
+            .filter_map(|inode| self.inodes.get(inode))
+            .map(Inode::charged)
+            .sum()
     }
 
     fn name(&mut self, change: NameChange) {
@@ -466,15 +475,9 @@ impl SimDisk {
         self.state().capacity = bytes;
     }
 
-    /// The space that all files take now.
+    /// The space that all files take now, or would take after a crash.
     pub fn used(&self) -> u64 {
-        let state = self.state();
-        state
-            .names
-            .values()
-            .filter_map(|inode| state.inodes.get(inode))
-            .map(|i| i.seen.charged())
-            .sum()
+        self.state().used()
     }
 
     /// Flips the bits of `mask` in one byte of a file, on the platter and in what is read. False if the file

@@ -16,7 +16,7 @@ pub fn entry(index: u64, term: u64, bytes: usize) -> Entry {
     Entry {
         index,
         term,
-        kind: (index % 7 == 0) as u8,
+        kind: u8::from(index.is_multiple_of(7)),
         data: Bytes::from(vec![(index ^ term) as u8; bytes]),
     }
 }
