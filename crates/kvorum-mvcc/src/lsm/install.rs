@@ -85,19 +85,32 @@ impl Installer {
         &self.store
     }
 
-    /// Makes what was loaded durable and the current store, and returns that store. The record stays in
-    /// `CURRENT` until [`LsmStore::clear_install_record`].
+    /// The store to load, for a loader that owns it; [`LsmStore::make_current`] then takes the place of
+    /// [`commit`](Self::commit).
+    pub fn into_store(self) -> LsmStore {
+        self.store
+    }
+
+    /// Makes what was loaded the current store, and returns that store: see [`LsmStore::make_current`].
+    pub fn commit(self, record: InstallRecord) -> Result<LsmStore, StoreError> {
+        self.store.make_current(record)?;
+        Ok(self.store)
+    }
+}
+
+impl LsmStore {
+    /// Makes this store durable, and the one that its directory's `CURRENT` names. The record stays in `CURRENT`
+    /// until [`LsmStore::clear_install_record`].
     ///
     /// The store that was current, if it is still open, stays readable through its views; its directory is
     /// removed when the last of them ends.
-    pub fn commit(self, record: InstallRecord) -> Result<LsmStore, StoreError> {
-        self.store.flush()?;
-        let home = &self.store.shared.home;
-        Current {
+    pub fn make_current(&self, record: InstallRecord) -> Result<(), StoreError> {
+        self.flush()?;
+        let home = &self.shared.home;
+        let current = Current {
             generation: home.number,
             record: Some(record),
-        }
-        .write(home.dir())?;
-        Ok(self.store)
+        };
+        Ok(current.write(home.dir())?)
     }
 }

@@ -20,6 +20,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod fault;
+mod graveyard;
 mod install;
 mod layout;
 mod manifest;
@@ -43,6 +44,7 @@ use lsm_tree::{
 };
 
 use self::fault::{Fault, guarded};
+use self::graveyard::Graveyard;
 pub use self::install::Installer;
 pub use self::layout::InstallRecord;
 use self::layout::{Current, Generation};
@@ -126,6 +128,7 @@ struct Shared {
     /// Something was done that the applier may be waiting for.
     progress: Condvar,
     flushed_mark: AtomicU64,
+    graveyard: Arc<Graveyard>,
     home: Arc<Generation>,
 }
 
@@ -205,8 +208,10 @@ impl LsmStore {
             Some(stated) => stated.check_tree(&found)?,
             None => found.write(home.path())?,
         }
+        let (graveyard, freer) = Graveyard::start()?;
         let shared = Arc::new(Shared {
-            published: Published::new(numbers.get(), shape, home.clone()),
+            published: Published::new(numbers.get(), shape, home.clone(), graveyard.clone()),
+            graveyard,
             writer: Mutex::new(Writer {
                 active: active.clone(),
                 mark,
@@ -223,8 +228,12 @@ impl LsmStore {
             options,
             home,
         });
-        let workers = workers::start(&shared)?;
-        Ok(Self { shared, workers })
+        let mut store = Self {
+            shared,
+            workers: vec![freer],
+        };
+        workers::start(&store.shared, &mut store.workers)?;
+        Ok(store)
     }
 
     /// The record that a snapshot's installation left, until [`clear_install_record`](Self::clear_install_record).
@@ -255,6 +264,7 @@ impl LsmStore {
 impl Drop for LsmStore {
     fn drop(&mut self) {
         self.shared.stop();
+        self.shared.graveyard.close();
         for worker in self.workers.drain(..) {
             // A worker catches its panics; one that died all the same has nothing left to say.
             let _ = worker.join();

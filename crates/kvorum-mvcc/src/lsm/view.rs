@@ -6,10 +6,12 @@
 //!
 //! A view that has been superseded holds memory and dead files. It is tracked from then on, and after
 //! [`Options::view_age_max`](super::Options::view_age_max) it is ended: what it held is let go, and its next
-//! read gets an error. The store never lets go of anything under a view that it has not ended.
+//! read gets an error. The store never lets go of anything under a view that it has not ended. What the last
+//! holder of a superseded state lets go is freed by the [`Graveyard`].
 
 use std::collections::VecDeque;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,7 @@ use lsm_tree::SeqNo;
 
 use super::MARK_KEY;
 use super::fault::{Fault, guarded};
+use super::graveyard::Graveyard;
 use super::layout::Generation;
 use super::shape::{Pairs, Shape};
 use crate::store::{StoreError, StoreItem, StoreIter, View};
@@ -27,7 +30,9 @@ pub(super) struct ViewState {
     number: SeqNo,
     /// Empty once the view was ended.
     shape: RwLock<Option<Arc<Shape>>>,
-    /// Keeps the directory for as long as something reads it. Dropped after the shape: fields drop in order.
+    superseded: AtomicBool,
+    graveyard: Arc<Graveyard>,
+    /// Keeps the directory for as long as something reads it; let go after the shape.
     home: Arc<Generation>,
 }
 
@@ -47,8 +52,24 @@ impl ViewState {
             .is_none()
     }
 
-    fn end(&self) -> Option<Arc<Shape>> {
-        self.shape.write().unwrap_or_else(PoisonError::into_inner).take()
+    /// Lets go of what the view holds.
+    fn end(&self) {
+        let shape = self.shape.write().unwrap_or_else(PoisonError::into_inner).take();
+        self.free(shape);
+    }
+
+    /// Frees something that this view held. While the view is the newest, others hold the same and it is cheap.
+    fn free(&self, held: impl Send + 'static) {
+        if self.superseded.load(Ordering::Relaxed) {
+            // The directory stays until it is freed: freeing it removes files.
+            self.graveyard.bury((held, self.home.clone()));
+        }
+    }
+}
+
+impl Drop for ViewState {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -68,10 +89,12 @@ struct Inner {
 const SWEEP_MIN: usize = 64;
 
 impl Published {
-    pub(super) fn new(number: SeqNo, shape: Shape, home: Arc<Generation>) -> Self {
+    pub(super) fn new(number: SeqNo, shape: Shape, home: Arc<Generation>, graveyard: Arc<Graveyard>) -> Self {
         let current = Arc::new(ViewState {
             number,
             shape: RwLock::new(Some(Arc::new(shape))),
+            superseded: AtomicBool::new(false),
+            graveyard,
             home,
         });
         Self {
@@ -118,20 +141,17 @@ impl Published {
         self.current().shape()?.get(key, SeqNo::MAX)
     }
 
-    /// Ends the views that were superseded more than `age_max` ago; returns how many.
-    pub(super) fn end_old(&self, age_max: Duration) -> usize {
-        let mut ended = Vec::new();
+    /// Ends the views that were superseded more than `age_max` ago.
+    pub(super) fn end_old(&self, age_max: Duration) {
         let mut inner = self.lock();
         while let Some((since, view)) = inner.superseded.front() {
             match view.upgrade() {
                 None => {}
                 Some(_) if since.elapsed() <= age_max => break,
-                Some(view) => ended.extend(view.end()),
+                Some(view) => view.end(),
             }
             inner.superseded.pop_front();
         }
-        drop(inner);
-        ended.len()
     }
 
     /// How many superseded states are still read.
@@ -165,9 +185,12 @@ impl Inner {
         let next = Arc::new(ViewState {
             number,
             shape: RwLock::new(Some(shape)),
+            superseded: AtomicBool::new(false),
+            graveyard: self.current.graveyard.clone(),
             home: self.current.home.clone(),
         });
         let old = std::mem::replace(&mut self.current, next);
+        old.superseded.store(true, Ordering::Relaxed);
         self.superseded.push_back((Instant::now(), Arc::downgrade(&old)));
         if self.superseded.len() >= self.sweep_at {
             self.superseded.retain(|(_, view)| view.strong_count() > 0);
@@ -235,14 +258,24 @@ impl LsmRange {
         match step {
             Ok(Some(item)) => Some(Ok((item.key.user_key.into(), item.value.into()))),
             Ok(None) => {
-                self.pairs = None;
+                self.close();
                 None
             }
             Err(fault) => {
-                self.pairs = None;
+                self.close();
                 Some(Err(fault.into()))
             }
         }
+    }
+
+    fn close(&mut self) {
+        self.state.free(self.pairs.take());
+    }
+}
+
+impl Drop for LsmRange {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

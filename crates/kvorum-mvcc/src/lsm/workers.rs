@@ -119,36 +119,20 @@ impl CompactionFilter for StopMerge {
 }
 
 /// Starts the threads of a store.
-pub(super) fn start(shared: &Arc<Shared>) -> Result<Vec<JoinHandle<()>>, Fault> {
+pub(super) fn start(shared: &Arc<Shared>, workers: &mut Vec<JoinHandle<()>>) -> Result<(), Fault> {
     shared.note_l0_runs()?;
-    let spawn = |name: &str, body: fn(&Shared)| {
+    for (name, body) in [
+        ("store-flush", flush_loop as fn(&Shared)),
+        ("store-compact", compact_loop),
+    ] {
         let shared = shared.clone();
-        thread::Builder::new()
+        let worker = thread::Builder::new()
             .name(name.into())
             .spawn(move || body(&shared))
-    };
-    let started = [
-        spawn("store-flush", flush_loop),
-        spawn("store-compact", compact_loop),
-    ];
-    let mut workers = Vec::with_capacity(started.len());
-    let mut failed = None;
-    for worker in started {
-        match worker {
-            Ok(worker) => workers.push(worker),
-            Err(error) => failed = Some(Fault::io("starting a thread of the store", &error)),
-        }
+            .map_err(|error| Fault::io("starting a thread of the store", &error))?;
+        workers.push(worker);
     }
-    match failed {
-        None => Ok(workers),
-        Some(fault) => {
-            shared.stop();
-            for worker in workers {
-                let _ = worker.join();
-            }
-            Err(fault)
-        }
-    }
+    Ok(())
 }
 
 fn flush_loop(shared: &Shared) {
@@ -301,7 +285,7 @@ impl Shared {
                 lock(&self.control).no_space = false;
                 return;
             }
-            Err(Fault::Stopped) => return,
+            Err(Fault::Stopped) => return self.remove_strays(),
             Err(fault @ Fault::NoSpace(_)) => fault,
             Err(fault) => return self.latch(&fault),
         };
