@@ -16,8 +16,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, [&root])?;
     tonic_prost_build::configure()
         .build_transport(false)
-        // What a service does not implement yet answers Unimplemented.
-        .generate_default_stubs(true)
         // `Bytes` fields are slices of the buffer that the request arrived in: nothing is copied.
         .bytes(".")
         .compile_fds(descriptors)?;

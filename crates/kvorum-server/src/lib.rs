@@ -1,5 +1,22 @@
 //! The shell that gives a replica its threads, sockets, files and clock.
 
+// The shell is the seam where time and threads enter.
+#![allow(clippy::disallowed_methods)]
+
+pub mod api;
+pub mod budget;
+pub mod compat;
+pub mod handle;
+pub mod http;
+pub mod local;
+pub mod mailbox;
+pub mod metrics;
+mod names;
 pub mod options;
+pub mod pending;
+pub mod reads;
+pub mod rest;
+pub mod routes;
+pub mod services;
 
 pub use options::{Address, Founder, OptionsError, ServeOptions};

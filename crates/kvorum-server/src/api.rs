@@ -1,0 +1,134 @@
+//! What all services of a member share, and the table of them.
+
+use std::sync::Arc;
+
+use kvorum_model::{Command, Revision};
+use kvorum_mvcc::Applied;
+use kvorum_proto::etcdserverpb::cluster_server::ClusterServer;
+use kvorum_proto::etcdserverpb::kv_server::KvServer;
+use kvorum_proto::etcdserverpb::maintenance_server::MaintenanceServer;
+use kvorum_proto::etcdserverpb::watch_server::WatchServer;
+use kvorum_proto::etcdserverpb::{ResponseHeader, watch_server::Watch};
+use kvorum_proto::grpc_health::v1::health_server::HealthServer;
+use kvorum_proto::kv::kv_store_server::KvStoreServer;
+use kvorum_proto::kvorum::v1::kvorum_server::KvorumServer;
+use tokio::sync::watch;
+
+use crate::compat::RaftKvStore;
+use crate::handle::{ReadError, ReplicaHandle, WriteError};
+use crate::http::Phase;
+use crate::metrics::Metrics;
+use crate::reads::Reads;
+use crate::rest::RestApi;
+use crate::routes::{Routes, RoutesBuilder};
+use crate::services::{ClusterService, Context, EtcdKv, HealthService, KvorumService, MaintenanceService};
+
+/// What gRPC adds to a request of the largest size: above it the message is not even read (etcd's grpcOverheadBytes).
+pub const WIRE_OVERHEAD_BYTES: usize = 512 * 1024;
+
+/// What all services share. Cheap to clone.
+#[derive(Clone)]
+pub struct Core {
+    /// The replica.
+    pub handle: ReplicaHandle,
+    /// Reads of its state.
+    pub reads: Reads,
+    /// Where they count.
+    pub metrics: Arc<Metrics>,
+    /// Where the server is in its life.
+    pub phase: watch::Receiver<Phase>,
+    /// The etcd version that this member says it is.
+    pub etcd_version: &'static str,
+    /// When this member started.
+    pub started: std::time::Instant,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core")
+            .field("handle", &self.handle)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    /// The header of an answer that saw this revision.
+    pub(crate) fn header(&self, revision: Revision) -> ResponseHeader {
+        let identity = self.handle.identity();
+        ResponseHeader {
+            cluster_id: identity.cluster_id,
+            member_id: identity.member_id,
+            revision,
+            raft_term: self.handle.term(),
+        }
+    }
+
+    /// The header of a write's answer. The status may have been published before its term began.
+    pub(crate) fn header_of(&self, applied: &Applied) -> ResponseHeader {
+        let header = self.header(applied.revision);
+        ResponseHeader {
+            raft_term: header.raft_term.max(applied.term),
+            ..header
+        }
+    }
+
+    pub(crate) async fn write(&self, context: &Context, command: Command) -> Result<Applied, WriteError> {
+        context.check_leader_for_write(&self.handle)?;
+        let result = self
+            .handle
+            .write(command, context.session, context.deadline)
+            .await;
+        if !matches!(result, Ok(_) | Err(WriteError::Refused(_))) {
+            self.metrics.proposals_failed.add_one();
+        }
+        result
+    }
+
+    pub(crate) async fn barrier(&self, context: &Context) -> Result<(), ReadError> {
+        let result = context.barrier(&self.handle).await;
+        if result.is_err() {
+            self.metrics.read_indexes_failed.add_one();
+        }
+        result
+    }
+}
+
+/// All services of the client port.
+pub fn routes(core: &Core, watch: impl Watch) -> Routes {
+    add_services(RoutesBuilder::default(), core, watch)
+        .rest(Arc::new(RestApi::new(core.clone())))
+        .build()
+}
+
+/// Adds the services of clients to a table, the most used first.
+pub fn add_services(builder: RoutesBuilder, core: &Core, watch: impl Watch) -> RoutesBuilder {
+    let wire_max = core.handle.limits().request_bytes_max + WIRE_OVERHEAD_BYTES;
+    let maintenance = MaintenanceServer::new(MaintenanceService::new(core.clone()));
+    let kv_store = KvStoreServer::new(RaftKvStore::new(core.clone()));
+    builder
+        .grpc(
+            KvServer::new(EtcdKv::new(core.clone())).max_decoding_message_size(wire_max),
+            &["Put", "DeleteRange", "Txn", "Compact"],
+        )
+        .grpc(WatchServer::new(watch).max_decoding_message_size(wire_max), &[])
+        .grpc(
+            KvorumServer::new(KvorumService::new(core.clone())).max_decoding_message_size(wire_max),
+            &[
+                "RegisterSession",
+                "MemberAdd",
+                "MemberPromote",
+                "MemberRemove",
+                "MemberReplace",
+            ],
+        )
+        .grpc(kv_store.max_decoding_message_size(wire_max), &["Put", "Delete"])
+        .grpc(maintenance.max_decoding_message_size(wire_max), &[])
+        .grpc(
+            ClusterServer::new(ClusterService::new(core.clone())).max_decoding_message_size(wire_max),
+            &[],
+        )
+        .grpc(
+            HealthServer::new(HealthService::new(core.clone())).max_decoding_message_size(wire_max),
+            &[],
+        )
+}

@@ -1,0 +1,162 @@
+//! `kv.KVStore` of the "Raft-Backed Distributed Key-Value Store".
+//!
+//! Refusals by the store travel in the answer's `error`; transport, want of a quorum, and invalid arguments in
+//! the gRPC status. Reads are linearizable unless the metadata `kvorum-consistency: local` asks otherwise.
+
+use bytes::Bytes;
+use kvorum_model::{Command, DeleteRangeRequest, Error, ErrorKind, KeyRange, PutRequest, RangeRequest};
+use kvorum_proto::kv::{self as pb, kv_store_server::KvStore};
+use kvorum_proto::{OUTCOME, Outcome, refused, status_of};
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Response, Status};
+
+use crate::api::Core;
+use crate::handle::WriteError;
+use crate::metrics::Method;
+use crate::names::{leader_name, other_names, state_name};
+use crate::services::Context;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct RaftKvStore(Core);
+
+/// How a write of this surface ended without transport trouble: its log index, or a refusal by the store.
+type Written = Result<u64, Error>;
+
+impl RaftKvStore {
+    /// The service of this member.
+    pub fn new(core: Core) -> Self {
+        RaftKvStore(core)
+    }
+
+    async fn write<T>(&self, request: &Request<T>, command: Command) -> Result<Written, Status> {
+        let context = Context::of(request, &self.0.handle)?;
+        match self.0.write(&context, command).await {
+            Ok(applied) => match applied.result {
+                Ok(_) => Ok(Ok(applied.index)),
+                Err(error) => by_kind(error),
+            },
+            Err(WriteError::Refused(error)) => by_kind(error),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn read(&self, request: &Request<pb::GetRequest>) -> Result<pb::GetResponse, Status> {
+        let context = Context::of(request, &self.0.handle)?;
+        let range = KeyRange::point(request.get_ref().key.clone());
+        let read = RangeRequest {
+            range,
+            ..RangeRequest::default()
+        };
+        read.validate(&self.0.handle.limits())
+            .map_err(|error| status_of(&error))?;
+        if !context.local {
+            self.0.barrier(&context).await?;
+        }
+        self.0.metrics.ranges.add_one();
+        let found = self.0.reads.range(read).await?.seen.answer.kvs.pop();
+        Ok(pb::GetResponse {
+            found: found.is_some(),
+            value: found.map_or_else(Bytes::new, |kv| kv.value),
+            error: String::new(),
+        })
+    }
+}
+
+/// Whether a refusal is the caller's mistake, or the store's answer.
+fn by_kind(error: Error) -> Result<Written, Status> {
+    match error.kind() {
+        ErrorKind::Invalid | ErrorKind::FailedPrecondition => Err(refused(&error)),
+        ErrorKind::OutOfRange | ErrorKind::NotFound | ErrorKind::Exhausted => Ok(Err(error)),
+    }
+}
+
+/// The answer; beside a refusal stands what became of the write.
+fn answer<T>(body: T, refusal: Option<&Error>) -> Response<T> {
+    let mut response = Response::new(body);
+    if let Some(error) = refusal {
+        let outcome = MetadataValue::from_static(Outcome::of_error(error).as_str());
+        response.metadata_mut().insert(OUTCOME, outcome);
+    }
+    response
+}
+
+#[tonic::async_trait]
+impl KvStore for RaftKvStore {
+    async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+        let started = self.0.metrics.begin(Method::KvPut);
+        let message = request.get_ref();
+        let command = Command::Put(PutRequest {
+            key: message.key.clone().into(),
+            value: message.value.clone(),
+            ..PutRequest::default()
+        });
+        let written = self.write(&request, command).await;
+        let written = self.0.metrics.end(Method::KvPut, started, written)?;
+        let refusal = written.as_ref().err();
+        let error = refusal.map(Error::to_string).unwrap_or_default();
+        let index = *written.as_ref().unwrap_or(&0);
+        Ok(answer(
+            pb::PutResponse {
+                success: written.is_ok(),
+                error,
+                index,
+            },
+            refusal,
+        ))
+    }
+
+    async fn get(&self, request: Request<pb::GetRequest>) -> Result<Response<pb::GetResponse>, Status> {
+        let started = self.0.metrics.begin(Method::KvGet);
+        self.0
+            .metrics
+            .end(Method::KvGet, started, self.read(&request).await)
+            .map(Response::new)
+    }
+
+    async fn delete(
+        &self,
+        request: Request<pb::DeleteRequest>,
+    ) -> Result<Response<pb::DeleteResponse>, Status> {
+        let started = self.0.metrics.begin(Method::KvDelete);
+        let range = KeyRange::point(request.get_ref().key.clone());
+        let command = Command::DeleteRange(DeleteRangeRequest {
+            range,
+            prev_kv: false,
+        });
+        let written = self.write(&request, command).await;
+        let written = self.0.metrics.end(Method::KvDelete, started, written)?;
+        let refusal = written.as_ref().err();
+        let error = refusal.map(Error::to_string).unwrap_or_default();
+        let index = *written.as_ref().unwrap_or(&0);
+        Ok(answer(
+            pb::DeleteResponse {
+                success: written.is_ok(),
+                error,
+                index,
+            },
+            refusal,
+        ))
+    }
+
+    async fn get_cluster_status(
+        &self,
+        _: Request<pb::ClusterStatusRequest>,
+    ) -> Result<Response<pb::ClusterStatusResponse>, Status> {
+        let started = self.0.metrics.begin(Method::KvStatus);
+        let status = self.0.handle.status();
+        let answer = pb::ClusterStatusResponse {
+            node_id: self.0.handle.identity().name.clone(),
+            state: state_name(&status).to_owned(),
+            current_term: status.term,
+            leader_id: leader_name(&status),
+            peers: other_names(&status),
+            commit_index: status.commit,
+            last_applied: status.applied,
+        };
+        self.0
+            .metrics
+            .end(Method::KvStatus, started, Ok(answer))
+            .map(Response::new)
+    }
+}

@@ -1,0 +1,536 @@
+//! The sockets of clients: one port serves gRPC (HTTP/2 without TLS, by prior knowledge) and REST (HTTP/1.1 and
+//! HTTP/2), on a few threads that each run their own single-threaded runtime.
+//!
+//! A connection stays with the thread that got it; that thread also hands the replica's answers to its callers
+//! (see [`crate::pending`]), so that a request crosses no thread but the replica's.
+//!
+//! Survives: connections beyond the limit (closed at once), clients that send nothing, half a header, or no
+//! answer to a ping (closed in time), too many streams, resets or header bytes (refused by the protocol), want
+//! of file descriptors (waits and goes on). A drain stops accepting, lets requests under way finish, and ends
+//! what is left when its time is over.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc as std_mpsc;
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::Service;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tonic::body::Body;
+
+use crate::options::Address;
+
+/// What every HTTP/2 connection starts with (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long to wait before accepting again when the system has no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bounds on what clients can use up.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpLimits {
+    /// Most connections at one time.
+    pub connections_max: usize,
+    /// Most requests under way on one HTTP/2 connection.
+    pub streams_max: u32,
+    /// Largest header block in bytes.
+    pub header_bytes_max: u32,
+    /// Longest time in which a client must send its preface or its header (HTTP/1).
+    pub header_timeout: Duration,
+    /// A silent HTTP/2 connection is pinged so often,
+    pub ping_interval: Duration,
+    /// and closed if the answer takes longer.
+    pub ping_timeout: Duration,
+    /// Bytes of request bodies that a client may send ahead on one stream, and
+    pub stream_window_bytes: u32,
+    /// on all streams of a connection together.
+    pub connection_window_bytes: u32,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        HttpLimits {
+            connections_max: 16_384,
+            streams_max: 4096,
+            header_bytes_max: 16 * 1024,
+            header_timeout: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(20),
+            ping_timeout: Duration::from_secs(20),
+            stream_window_bytes: 256 * 1024,
+            connection_window_bytes: 2 * 1024 * 1024,
+        }
+    }
+}
+
+/// Where the server is in its life. Streams that would not end by themselves watch it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Takes connections.
+    Serving,
+    /// Takes none, and finishes what is under way.
+    Draining,
+    /// Drops what is left.
+    Stopped,
+}
+
+/// Opens a listening socket.
+///
+/// # Errors
+/// One line that names the address and says what to do.
+pub fn listen(option: &str, address: &Address) -> Result<StdListener, String> {
+    let fail = |error: io::Error| match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "{option} {address} is in use by another process; stop it, or choose another port with --{option}"
+        ),
+        io::ErrorKind::AddrNotAvailable => {
+            format!("{option} {address} is not an address of this machine; choose another with --{option}")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                "{option} {address} may not be opened by this user; choose a port above 1023 with --{option}"
+            )
+        }
+        _ => format!("{option} {address} cannot be opened: {error}"),
+    };
+    let addresses = address.resolve().map_err(|error| {
+        format!("{option} {address}: the host name cannot be resolved ({error}); write an IP address")
+    })?;
+    let listener = StdListener::bind(addresses.as_slice()).map_err(fail)?;
+    listener.set_nonblocking(true).map_err(fail)?;
+    Ok(listener)
+}
+
+/// A service of one listener.
+pub trait Serve:
+    Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + 'static
+{
+}
+
+impl<S> Serve for S where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static
+{
+}
+
+/// A connection on its way to its worker.
+struct Accepted<S> {
+    stream: StdStream,
+    service: S,
+    slot: Slot,
+}
+
+/// A connection's place under the limit.
+struct Slot {
+    all: Arc<AtomicUsize>,
+    of_worker: Arc<AtomicUsize>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
+        self.of_worker.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The running server. Dropped without [`HttpServer::drain`] it stops at once.
+pub struct HttpServer {
+    addresses: Vec<SocketAddr>,
+    connections: Arc<AtomicUsize>,
+    phase: watch::Sender<Phase>,
+    workers: Vec<thread::JoinHandle<()>>,
+    ended: std_mpsc::Receiver<()>,
+}
+
+impl HttpServer {
+    /// Serves each listener (see [`listen`]) with its service on `workers` threads.
+    ///
+    /// `background` gives each worker, by number, a task that it runs for as long as it lives.
+    ///
+    /// # Errors
+    /// The system has no threads or file descriptors left.
+    pub fn start<S: Serve, B>(
+        listeners: Vec<(StdListener, S)>,
+        limits: HttpLimits,
+        workers: usize,
+        phase: watch::Sender<Phase>,
+        background: impl Fn(usize) -> B + Clone + Send + 'static,
+    ) -> io::Result<HttpServer>
+    where
+        B: Future<Output = ()> + Send + 'static,
+    {
+        assert!(workers > 0, "somebody must serve");
+        let addresses = listeners
+            .iter()
+            .map(|(listener, _)| listener.local_addr())
+            .collect::<Result<_, _>>()?;
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (end, ended) = std_mpsc::channel();
+        let mut doors = Vec::with_capacity(workers);
+        let mut server = HttpServer {
+            addresses,
+            connections,
+            phase,
+            workers: Vec::new(),
+            ended,
+        };
+        for number in 0..workers {
+            let (door, incoming) = mpsc::unbounded_channel();
+            doors.push(Door {
+                door,
+                connections: Arc::default(),
+            });
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let (phase, background, end) = (server.phase.subscribe(), background.clone(), end.clone());
+            let worker = move || {
+                crate::pending::set_worker(number);
+                runtime.block_on(async {
+                    tokio::spawn(background(number));
+                    work(incoming, limits, phase).await;
+                });
+                // A blocking read of the store under way is not waited for.
+                runtime.shutdown_background();
+                let _ = end.send(());
+            };
+            server.workers.push(
+                thread::Builder::new()
+                    .name(format!("rpc-{number}"))
+                    .spawn(worker)?,
+            );
+        }
+        server.open_gate(listeners, doors, limits.connections_max)?;
+        Ok(server)
+    }
+
+    /// Accepts on a thread of its own, so that a busy worker does not keep newcomers waiting.
+    fn open_gate<S: Serve>(
+        &mut self,
+        listeners: Vec<(StdListener, S)>,
+        doors: Vec<Door<S>>,
+        connections_max: usize,
+    ) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let gate = Arc::new(Gate {
+            doors,
+            connections: self.connections.clone(),
+            connections_max,
+        });
+        let mut phase = self.phase.subscribe();
+        let guard = runtime.enter();
+        let listeners = listeners
+            .into_iter()
+            .map(|(listener, service)| Ok((TcpListener::from_std(listener)?, service)))
+            .collect::<io::Result<Vec<_>>>()?;
+        drop(guard);
+        let accept = move || {
+            runtime.block_on(async {
+                for (listener, service) in listeners {
+                    tokio::spawn(gate.clone().accept(listener, service));
+                }
+                let _ = phase.wait_for(|phase| *phase > Phase::Serving).await;
+            });
+        };
+        self.workers
+            .push(thread::Builder::new().name("accept".to_owned()).spawn(accept)?);
+        Ok(())
+    }
+
+    /// Where it listens, in the order of the listeners.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Connections now.
+    pub fn connections(&self) -> Arc<AtomicUsize> {
+        self.connections.clone()
+    }
+
+    /// Stops accepting, finishes requests under way for at most `patience`, then drops what is left. Blocks.
+    pub fn drain(mut self, patience: Duration) {
+        self.advance(Phase::Draining);
+        let deadline = Instant::now() + patience;
+        let workers = self.workers.len() - 1;
+        for _ in 0..workers {
+            let rest = deadline.saturating_duration_since(Instant::now());
+            if self.ended.recv_timeout(rest).is_err() {
+                break;
+            }
+        }
+        self.advance(Phase::Stopped);
+        self.join();
+    }
+
+    fn advance(&self, to: Phase) {
+        self.phase.send_if_modified(|phase| {
+            let moved = *phase < to;
+            *phase = (*phase).max(to);
+            moved
+        });
+    }
+
+    fn join(&mut self) {
+        for worker in self.workers.drain(..) {
+            if worker.join().is_err() {
+                tracing::error!("a thread of the client port panicked");
+            }
+        }
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.advance(Phase::Stopped);
+        self.join();
+    }
+}
+
+/// The way to a worker.
+struct Door<S> {
+    door: mpsc::UnboundedSender<Accepted<S>>,
+    connections: Arc<AtomicUsize>,
+}
+
+struct Gate<S> {
+    doors: Vec<Door<S>>,
+    connections: Arc<AtomicUsize>,
+    connections_max: usize,
+}
+
+impl<S: Serve> Gate<S> {
+    async fn accept(self: Arc<Self>, listener: TcpListener, service: S) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => self.admit(stream, service.clone()),
+                // The peer gave up before it was accepted.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    tracing::warn!(
+                        "cannot accept connections: {error}; raise the open-file limit (ulimit -n)"
+                    );
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Gives the connection to the worker that has the fewest; closes it if there are too many.
+    fn admit(&self, stream: TcpStream, service: S) {
+        if self.connections.load(Ordering::Relaxed) >= self.connections_max {
+            return;
+        }
+        let Ok(stream) = stream.into_std() else { return };
+        let fewest = |door: &&Door<S>| door.connections.load(Ordering::Relaxed);
+        let door = self.doors.iter().min_by_key(fewest).expect("there is a worker");
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        door.connections.fetch_add(1, Ordering::Relaxed);
+        let slot = Slot {
+            all: self.connections.clone(),
+            of_worker: door.connections.clone(),
+        };
+        // A worker that ended takes no more: the connection is closed.
+        let _ = door.door.send(Accepted {
+            stream,
+            service,
+            slot,
+        });
+    }
+}
+
+/// One worker's life: until the server is stopped, or drains and nothing is left.
+async fn work<S: Serve>(
+    mut incoming: mpsc::UnboundedReceiver<Accepted<S>>,
+    limits: HttpLimits,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let mut connections = JoinSet::new();
+    let mut gate_open = true;
+    loop {
+        let now = *phase.borrow_and_update();
+        if now == Phase::Stopped || (now == Phase::Draining && connections.is_empty()) {
+            return;
+        }
+        tokio::select! {
+            accepted = incoming.recv(), if gate_open => match accepted {
+                Some(Accepted { stream, service, slot }) => {
+                    let phase = phase.clone();
+                    connections.spawn(async move {
+                        let _slot = slot;
+                        // How a connection ends is its client's matter; there is nobody to tell.
+                        let _ = converse(stream, service, limits, phase).await;
+                    });
+                }
+                None => gate_open = false,
+            },
+            Some(ended) = connections.join_next() => if ended.is_err() {
+                tracing::error!("the task of a connection panicked");
+            },
+            _ = phase.changed() => {}
+        }
+    }
+}
+
+/// One connection, from its first byte to its end.
+async fn converse<S: Serve>(
+    stream: StdStream,
+    service: S,
+    limits: HttpLimits,
+    mut phase: watch::Receiver<Phase>,
+) -> Result<(), hyper::Error> {
+    let Ok(stream) = stream
+        .set_nodelay(true)
+        .and_then(|()| TcpStream::from_std(stream))
+    else {
+        return Ok(());
+    };
+    let heard = tokio::time::timeout(limits.header_timeout, Heard::first_bytes(stream));
+    let heard = tokio::select! {
+        heard = heard => heard,
+        _ = phase.wait_for(|phase| *phase > Phase::Serving) => return Ok(()),
+    };
+    let Ok(Ok((heard, is_http2))) = heard else {
+        return Ok(());
+    };
+    let io = TokioIo::new(heard);
+    // Two arms of one shape: the builders have no common trait.
+    if is_http2 {
+        let mut connection = pin!(http2_builder(&limits).serve_connection(io, service));
+        tokio::select! {
+            biased;
+            result = connection.as_mut() => return result,
+            _ = phase.wait_for(|phase| *phase > Phase::Serving) => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
+    } else {
+        let mut connection = pin!(http1_builder(&limits).serve_connection(io, service));
+        tokio::select! {
+            biased;
+            result = connection.as_mut() => return result,
+            _ = phase.wait_for(|phase| *phase > Phase::Serving) => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
+    }
+}
+
+fn http2_builder(limits: &HttpLimits) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams_max)
+        .max_header_list_size(limits.header_bytes_max)
+        .initial_stream_window_size(limits.stream_window_bytes)
+        .initial_connection_window_size(limits.connection_window_bytes)
+        .keep_alive_interval(limits.ping_interval)
+        .keep_alive_timeout(limits.ping_timeout)
+        .auto_date_header(false);
+    builder
+}
+
+fn http1_builder(limits: &HttpLimits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_header_size(limits.header_bytes_max as usize);
+    builder
+}
+
+/// A stream whose first bytes were read already; they are read again first.
+struct Heard {
+    head: [u8; PREFACE.len()],
+    /// What of `head` is there, and what of it was read again.
+    filled: usize,
+    taken: usize,
+    stream: TcpStream,
+}
+
+impl Heard {
+    /// Reads until it is clear whether the client speaks HTTP/2.
+    async fn first_bytes(stream: TcpStream) -> io::Result<(Heard, bool)> {
+        let mut heard = Heard {
+            head: [0; PREFACE.len()],
+            filled: 0,
+            taken: 0,
+            stream,
+        };
+        loop {
+            let read = heard.stream.read(&mut heard.head[heard.filled..]).await?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            heard.filled += read;
+            if heard.head[..heard.filled] != PREFACE[..heard.filled] {
+                return Ok((heard, false));
+            }
+            if heard.filled == PREFACE.len() {
+                return Ok((heard, true));
+            }
+        }
+    }
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.taken == self.filled {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let count = buffer.remaining().min(self.filled - self.taken);
+        buffer.put_slice(&self.head[self.taken..self.taken + count]);
+        self.taken += count;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

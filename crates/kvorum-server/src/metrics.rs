@@ -1,0 +1,565 @@
+//! Figures for Prometheus, in its text format, under etcd's names and those of the replaced systems.
+//!
+//! The registry is kept by hand: counters are plain atomics in one struct, so that counting on the hot path is
+//! one relaxed addition without a look-up or a label set. What the replica and the store know is read from their
+//! published status when the page is asked for; other parts of the process add a [`Metrics::source`].
+
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use kvorum_raft::Role;
+use tonic::{Code, Status};
+
+use crate::handle::ReplicaHandle;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds one.
+    pub fn add_one(&self) {
+        self.add(1);
+    }
+
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Durations in buckets of 10 µs · 2ⁿ, as etcd's.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; Histogram::BOUNDS + 1],
+    sum_micros: AtomicU64,
+}
+
+impl Histogram {
+    const BOUNDS: usize = 20;
+    const FIRST_BOUND_MICROS: u64 = 10;
+
+    /// Counts one duration.
+    pub fn observe(&self, duration: Duration) {
+        let micros = duration.as_micros() as u64;
+        let bucket = micros.saturating_sub(1) / Self::FIRST_BOUND_MICROS;
+        let bucket = ((u64::BITS - bucket.leading_zeros()) as usize).min(Self::BOUNDS);
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
+/// The methods that are counted one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Method {
+    Range,
+    RangeStream,
+    Put,
+    DeleteRange,
+    Txn,
+    Compact,
+    Watch,
+    Status,
+    MemberList,
+    KvPut,
+    KvGet,
+    KvDelete,
+    KvStatus,
+    Kvorum,
+}
+
+impl Method {
+    const ALL: [(&'static str, &'static str, &'static str); 14] = [
+        ("etcdserverpb.KV", "Range", "unary"),
+        ("etcdserverpb.KV", "RangeStream", "server_stream"),
+        ("etcdserverpb.KV", "Put", "unary"),
+        ("etcdserverpb.KV", "DeleteRange", "unary"),
+        ("etcdserverpb.KV", "Txn", "unary"),
+        ("etcdserverpb.KV", "Compact", "unary"),
+        ("etcdserverpb.Watch", "Watch", "bidi_stream"),
+        ("etcdserverpb.Maintenance", "Status", "unary"),
+        ("etcdserverpb.Cluster", "MemberList", "unary"),
+        ("kv.KVStore", "Put", "unary"),
+        ("kv.KVStore", "Get", "unary"),
+        ("kv.KVStore", "Delete", "unary"),
+        ("kv.KVStore", "GetClusterStatus", "unary"),
+        ("kvorum.v1.Kvorum", "*", "unary"),
+    ];
+}
+
+const CODES: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
+
+#[derive(Debug, Default)]
+struct MethodFigures {
+    started: Counter,
+    handled: [Counter; CODES.len()],
+    duration: Histogram,
+}
+
+/// Something else that has figures to show.
+type Source = Box<dyn Fn(&mut Exposition) + Send + Sync>;
+
+/// All figures of one member.
+#[derive(Default)]
+pub struct Metrics {
+    methods: [MethodFigures; Method::ALL.len()],
+    /// Puts, ranges, deletions and transactions applied or read on this member.
+    pub puts: Counter,
+    /// See `puts`.
+    pub ranges: Counter,
+    /// See `puts`.
+    pub deletes: Counter,
+    /// See `puts`.
+    pub txns: Counter,
+    /// Writes that failed on their way.
+    pub proposals_failed: Counter,
+    /// Linearizable reads whose confirmation failed.
+    pub read_indexes_failed: Counter,
+    /// Watch streams and watchers now, and events sent.
+    pub watch_streams: AtomicU64,
+    /// See `watch_streams`.
+    pub watchers: AtomicU64,
+    /// See `watch_streams`.
+    pub events: Counter,
+    /// Append messages and vote messages exchanged with peers.
+    pub append_entries: Counter,
+    /// See `append_entries`.
+    pub request_votes: Counter,
+    /// Unix time of the last heartbeat from a leader, in seconds; 0 for none.
+    pub last_heartbeat: AtomicU64,
+    /// REST requests answered.
+    pub rest_requests: Counter,
+    sources: Mutex<Vec<Source>>,
+}
+
+impl Metrics {
+    /// Counts a call that starts now.
+    #[allow(clippy::disallowed_methods)] // figures are for people: nothing replicated depends on them
+    pub fn begin(&self, method: Method) -> Instant {
+        self.methods[method as usize].started.add_one();
+        Instant::now()
+    }
+
+    /// Counts a call that ended.
+    pub fn end<T>(&self, method: Method, started: Instant, result: Result<T, Status>) -> Result<T, Status> {
+        let figures = &self.methods[method as usize];
+        let code = result.as_ref().err().map_or(Code::Ok, Status::code);
+        figures.handled[code as usize].add_one();
+        figures.duration.observe(started.elapsed());
+        result
+    }
+
+    /// Adds figures that another part of the process keeps.
+    pub fn source(&self, source: impl Fn(&mut Exposition) + Send + Sync + 'static) {
+        self.sources
+            .lock()
+            .expect("no holder of the lock panics")
+            .push(Box::new(source));
+    }
+
+    /// The page.
+    pub fn render(&self, handle: &ReplicaHandle, version: &str) -> String {
+        let mut page = Exposition(String::with_capacity(16 * 1024));
+        self.render_calls(&mut page);
+        self.render_replica(&mut page, handle);
+        self.render_store(&mut page, handle);
+        self.render_replaced(&mut page, handle);
+        let labels = [("server_version", version)];
+        page.gauge("etcd_server_version", "Which version is running; always 1.")
+            .sample(&labels, 1);
+        render_process(&mut page);
+        for source in self.sources.lock().expect("no holder of the lock panics").iter() {
+            source(&mut page);
+        }
+        page.0
+    }
+
+    fn render_calls(&self, page: &mut Exposition) {
+        let rows = || Method::ALL.iter().zip(&self.methods);
+        let labels = |&(service, method, kind): &(&'static str, &'static str, &'static str)| {
+            [
+                ("grpc_method", method),
+                ("grpc_service", service),
+                ("grpc_type", kind),
+            ]
+        };
+        let mut family = page.counter("grpc_server_started_total", "RPCs started on the server.");
+        for (name, figures) in rows() {
+            family.sample(&labels(name), figures.started.get());
+        }
+        let mut family = page.counter(
+            "grpc_server_handled_total",
+            "RPCs completed on the server, by code.",
+        );
+        for (name, figures) in rows() {
+            for (code, count) in CODES
+                .iter()
+                .zip(&figures.handled)
+                .filter(|(_, count)| count.get() > 0)
+            {
+                let [method, service, kind] = labels(name);
+                family.sample(&[("grpc_code", code), method, service, kind], count.get());
+            }
+        }
+        let mut family = page.histogram(
+            "grpc_server_handling_seconds",
+            "Time that RPCs took on the server.",
+        );
+        for (name, figures) in rows().filter(|(_, figures)| figures.started.get() > 0) {
+            family.histogram(&labels(name), &figures.duration);
+        }
+        page.counter("kvorum_rest_requests_total", "REST requests answered.")
+            .sample(&[], self.rest_requests.get());
+    }
+
+    fn render_replica(&self, page: &mut Exposition, handle: &ReplicaHandle) {
+        let status = handle.status();
+        let is = |yes: bool| u64::from(yes);
+        let learner = status.configuration.learners.contains(&status.id);
+        page.gauge("etcd_server_has_leader", "Whether a leader is known.")
+            .sample(&[], is(status.leader != 0));
+        page.gauge("etcd_server_is_leader", "Whether this member leads.")
+            .sample(&[], is(status.role == Role::Leader));
+        page.gauge("etcd_server_is_learner", "Whether this member is a learner.")
+            .sample(&[], is(learner));
+        page.counter("etcd_server_leader_changes_seen_total", "Leaders seen to come.")
+            .sample(&[], status.leader_changes);
+        page.gauge("etcd_server_proposals_committed_total", "The commit index.")
+            .sample(&[], status.commit);
+        page.gauge("etcd_server_proposals_applied_total", "The applied index.")
+            .sample(&[], status.applied);
+        page.gauge(
+            "etcd_server_proposals_pending",
+            "Writes of this member's callers under way.",
+        )
+        .sample(&[], status.writes_waiting as u64);
+        page.counter(
+            "etcd_server_proposals_failed_total",
+            "Writes that failed on their way.",
+        )
+        .sample(&[], self.proposals_failed.get());
+        page.counter(
+            "etcd_server_read_indexes_failed_total",
+            "Linearizable reads whose confirmation failed.",
+        )
+        .sample(&[], self.read_indexes_failed.get());
+        let id = format!("{:x}", status.id);
+        page.gauge("etcd_server_id", "This member's ID as a label; always 1.")
+            .sample(&[("server_id", &id)], 1);
+        page.gauge("kvorum_pending_requests", "Requests that wait for the replica.")
+            .sample(&[], handle.pending().len() as u64);
+        page.gauge("kvorum_log_last_index", "The last entry of the log.")
+            .sample(&[], status.last.index);
+        page.gauge("kvorum_log_persisted_index", "The last entry on disk.")
+            .sample(&[], status.persisted);
+        page.gauge(
+            "kvorum_store_flushed_index",
+            "The last entry that the store holds durably.",
+        )
+        .sample(&[], status.flushed);
+        page.gauge("kvorum_space_exhausted", "Whether the disk is full.")
+            .sample(&[], is(status.space_exhausted));
+        if status.role == Role::Leader {
+            let mut family = page.gauge(
+                "kvorum_peer_match_index",
+                "The last entry a peer is known to have.",
+            );
+            for peer in &status.peers {
+                family.sample(&[("To", &format!("{:x}", peer.id))], peer.matched);
+            }
+            let mut family = page.gauge(
+                "kvorum_peer_active",
+                "Whether a peer answered within an election timeout.",
+            );
+            for peer in &status.peers {
+                family.sample(&[("To", &format!("{:x}", peer.id))], is(peer.active));
+            }
+        }
+    }
+
+    fn render_store(&self, page: &mut Exposition, handle: &ReplicaHandle) {
+        let (facts, figures) = (handle.state().facts(), handle.figures());
+        page.gauge("etcd_mvcc_db_total_size_in_bytes", "Bytes of the store on disk.")
+            .sample(&[], figures.disk_bytes);
+        page.gauge(
+            "etcd_mvcc_db_total_size_in_use_in_bytes",
+            "Bytes of the store in use.",
+        )
+        .sample(&[], figures.disk_bytes);
+        page.gauge("etcd_debugging_mvcc_keys_total", "Live keys.")
+            .sample(&[], facts.keys);
+        page.gauge("etcd_debugging_mvcc_current_revision", "The store's revision.")
+            .sample(&[], facts.revision as u64);
+        page.gauge("etcd_debugging_mvcc_compact_revision", "The compacted revision.")
+            .sample(&[], facts.compacted as u64);
+        page.counter("etcd_mvcc_put_total", "Puts applied.")
+            .sample(&[], self.puts.get());
+        page.counter("etcd_mvcc_range_total", "Ranges read.")
+            .sample(&[], self.ranges.get());
+        page.counter("etcd_mvcc_delete_total", "Deletions applied.")
+            .sample(&[], self.deletes.get());
+        page.counter("etcd_mvcc_txn_total", "Transactions applied or read.")
+            .sample(&[], self.txns.get());
+        page.gauge("etcd_debugging_mvcc_watch_stream_total", "Watch streams.")
+            .sample(&[], self.watch_streams.load(Ordering::Relaxed));
+        page.gauge("etcd_debugging_mvcc_watcher_total", "Watchers.")
+            .sample(&[], self.watchers.load(Ordering::Relaxed));
+        page.counter("etcd_debugging_mvcc_events_total", "Events sent to watchers.")
+            .sample(&[], self.events.get());
+        page.gauge("kvorum_sessions", "Open sessions.")
+            .sample(&[], figures.sessions);
+    }
+
+    fn render_replaced(&self, page: &mut Exposition, handle: &ReplicaHandle) {
+        let status = handle.status();
+        page.counter("raft_leader_elections_total", "Leaders seen to come.")
+            .sample(&[], status.leader_changes);
+        page.counter("raft_append_entries_total", "Append messages exchanged.")
+            .sample(&[], self.append_entries.get());
+        page.counter("raft_request_vote_total", "Vote messages exchanged.")
+            .sample(&[], self.request_votes.get());
+        page.counter("raft_committed_entries_total", "Committed log entries.")
+            .sample(&[], status.commit);
+        page.gauge("raft_last_heartbeat", "Unix time of the last heartbeat.")
+            .sample(&[], self.last_heartbeat.load(Ordering::Relaxed));
+        page.gauge("raft_current_term", "The current term.")
+            .sample(&[], status.term);
+        let state = match status.role {
+            Role::Follower => 0,
+            Role::PreCandidate | Role::Candidate => 1,
+            Role::Leader => 2,
+        };
+        page.gauge("raft_node_state", "0 follower, 1 candidate, 2 leader.")
+            .sample(&[], state);
+        page.gauge("raft_is_leader", "Whether this member leads.")
+            .sample(&[], u64::from(status.role == Role::Leader));
+    }
+}
+
+/// Clock ticks a second in `/proc`; fixed by the kernel's interface.
+const TICKS_PER_SECOND: f64 = 100.0;
+/// Bytes of a page, as `/proc/self/statm` counts them, where the kernel says nothing else.
+const PAGE_BYTES: u64 = 4096;
+
+/// The process as the kernel sees it. What cannot be read is left out.
+fn render_process(page: &mut Exposition) {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).ok();
+    // After the command's name, which may hold anything, the fields are numbers: state is field 3.
+    let stat = read("stat");
+    let fields: Option<Vec<&str>> = stat
+        .as_deref()
+        .and_then(|stat| stat.rsplit_once(") "))
+        .map(|(_, rest)| rest.split(' ').collect());
+    let field = |number: usize| fields.as_ref()?.get(number - 3)?.parse::<u64>().ok();
+    if let (Some(user), Some(system)) = (field(14), field(15)) {
+        let seconds = (user + system) as f64 / TICKS_PER_SECOND;
+        page.counter("process_cpu_seconds_total", "CPU time of the process.")
+            .sample_float(&[], seconds);
+    }
+    if let Some(threads) = field(20) {
+        page.gauge("process_threads", "Threads of the process.")
+            .sample(&[], threads);
+    }
+    if let Some(bytes) = field(23) {
+        page.gauge("process_virtual_memory_bytes", "Virtual memory.")
+            .sample(&[], bytes);
+    }
+    if let Some(pages) = field(24) {
+        page.gauge("process_resident_memory_bytes", "Resident memory.")
+            .sample(&[], pages * PAGE_BYTES);
+    }
+    let boot = std::fs::read_to_string("/proc/stat").ok();
+    let boot = boot
+        .as_deref()
+        .and_then(|stat| stat.lines().find_map(|line| line.strip_prefix("btime ")));
+    if let (Some(boot), Some(start)) = (boot.and_then(|text| text.parse::<f64>().ok()), field(22)) {
+        let seconds = boot + start as f64 / TICKS_PER_SECOND;
+        page.gauge("process_start_time_seconds", "Unix time of the start.")
+            .sample_float(&[], seconds);
+    }
+    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+        let open = open.count() as u64;
+        page.gauge("process_open_fds", "Open file descriptors.")
+            .sample(&[], open);
+        page.gauge("os_fd_used", "Open file descriptors.")
+            .sample(&[], open);
+    }
+    let limits = read("limits");
+    let limit = limits
+        .as_deref()
+        .and_then(|limits| limits.lines().find(|line| line.starts_with("Max open files")));
+    if let Some(limit) = limit.and_then(|line| line.split_whitespace().nth(3)?.parse::<u64>().ok()) {
+        page.gauge("process_max_fds", "Limit of file descriptors.")
+            .sample(&[], limit);
+        page.gauge("os_fd_limit", "Limit of file descriptors.")
+            .sample(&[], limit);
+    }
+}
+
+/// A page in Prometheus' text format (version 0.0.4).
+#[derive(Debug, Default)]
+pub struct Exposition(String);
+
+/// A metric on the page, to which samples are added.
+pub struct Family<'a> {
+    page: &'a mut String,
+    name: &'static str,
+}
+
+impl Exposition {
+    /// A metric that only grows.
+    pub fn counter(&mut self, name: &'static str, help: &str) -> Family<'_> {
+        self.family(name, help, "counter")
+    }
+
+    /// A metric that moves.
+    pub fn gauge(&mut self, name: &'static str, help: &str) -> Family<'_> {
+        self.family(name, help, "gauge")
+    }
+
+    /// A metric in buckets.
+    pub fn histogram(&mut self, name: &'static str, help: &str) -> Family<'_> {
+        self.family(name, help, "histogram")
+    }
+
+    fn family(&mut self, name: &'static str, help: &str, kind: &str) -> Family<'_> {
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        Family {
+            page: &mut self.0,
+            name,
+        }
+    }
+}
+
+impl Family<'_> {
+    /// One value.
+    pub fn sample(&mut self, labels: &[(&str, &str)], value: u64) {
+        self.line("", labels, None, value);
+    }
+
+    /// One value that is not whole.
+    pub fn sample_float(&mut self, labels: &[(&str, &str)], value: f64) {
+        self.line("", labels, None, value);
+    }
+
+    /// A histogram from counts per bucket: `bounds` in seconds, and one more count above the last.
+    pub fn buckets(&mut self, labels: &[(&str, &str)], bounds: &[f64], counts: &[u64], sum_seconds: f64) {
+        assert_eq!(counts.len(), bounds.len() + 1, "a bucket above the last bound");
+        let mut total = 0;
+        for (bound, count) in bounds.iter().zip(counts) {
+            total += count;
+            self.line("_bucket", labels, Some(&bound.to_string()), total);
+        }
+        total += counts[bounds.len()];
+        self.line("_bucket", labels, Some("+Inf"), total);
+        self.line("_sum", labels, None, sum_seconds);
+        self.line("_count", labels, None, total);
+    }
+
+    fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
+        let bound = |bucket: usize| (Histogram::FIRST_BOUND_MICROS << bucket) as f64 / 1e6;
+        let bounds: Vec<f64> = (0..Histogram::BOUNDS).map(bound).collect();
+        let counts: Vec<u64> = histogram
+            .buckets
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed))
+            .collect();
+        let sum_micros = histogram.sum_micros.load(Ordering::Relaxed);
+        self.buckets(labels, &bounds, &counts, sum_micros as f64 / 1e6);
+    }
+
+    fn line(
+        &mut self,
+        suffix: &str,
+        labels: &[(&str, &str)],
+        le: Option<&str>,
+        value: impl std::fmt::Display,
+    ) {
+        let _ = write!(self.page, "{}{suffix}", self.name);
+        let labels = labels.iter().copied().chain(le.map(|le| ("le", le)));
+        let mut separator = '{';
+        for (label, value) in labels {
+            let value = value
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n");
+            let _ = write!(self.page, "{separator}{label}=\"{value}\"");
+            separator = ',';
+        }
+        if separator == ',' {
+            self.page.push('}');
+        }
+        let _ = writeln!(self.page, " {value}");
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_fall_into_their_buckets() {
+        let check = |micros: u64, bucket: usize| {
+            let histogram = Histogram::default();
+            histogram.observe(Duration::from_micros(micros));
+            let hit = histogram
+                .buckets
+                .iter()
+                .position(|count| count.load(Ordering::Relaxed) == 1);
+            assert_eq!(hit, Some(bucket), "{micros} µs");
+        };
+        check(0, 0);
+        check(10, 0);
+        check(11, 1);
+        check(20, 1);
+        check(21, 2);
+        check(40, 2);
+        check(41, 3);
+        check(10 << 19, 19);
+        check((10 << 19) + 1, 20);
+        check(u64::MAX / 2, 20);
+    }
+
+    #[test]
+    fn the_text_format() {
+        let mut page = Exposition::default();
+        page.gauge("a", "An a.").sample(&[], 7);
+        page.counter("b", "A b.")
+            .sample(&[("x", "q\"\\\n"), ("y", "z")], 1);
+        page.histogram("h", "An h.")
+            .buckets(&[("m", "n")], &[0.5, 1.0], &[1, 2, 3], 4.5);
+        let expected = "# HELP a An a.\n# TYPE a gauge\na 7\n\
+            # HELP b A b.\n# TYPE b counter\nb{x=\"q\\\"\\\\\\n\",y=\"z\"} 1\n\
+            # HELP h An h.\n# TYPE h histogram\n\
+            h_bucket{m=\"n\",le=\"0.5\"} 1\nh_bucket{m=\"n\",le=\"1\"} 3\nh_bucket{m=\"n\",le=\"+Inf\"} 6\n\
+            h_sum{m=\"n\"} 4.5\nh_count{m=\"n\"} 6\n";
+        assert_eq!(page.0, expected);
+    }
+}

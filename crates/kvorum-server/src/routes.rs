@@ -1,0 +1,236 @@
+//! From a request to the service that answers it, and the last touch to what tonic answers by itself.
+//!
+//! gRPC goes by the service's name, REST by the path. Errors that tonic makes before a handler sees the request
+//! get the codes and texts that clients know: an oversize message is `ResourceExhausted` as in grpc-go, one that
+//! does not decode is `InvalidArgument`; and of a write they say that it was not applied.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use kvorum_proto::{OUTCOME, Outcome};
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic::{Code, Status};
+
+use crate::budget::hold;
+
+/// A future that answers.
+pub type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+type GrpcAnswering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+/// A gRPC service, whatever its type.
+trait Grpc: Send + Sync {
+    fn call(&self, request: Request<Incoming>) -> GrpcAnswering;
+}
+
+impl<S> Grpc for S
+where
+    S: tonic::codegen::Service<
+            Request<Incoming>,
+            Response = Response<Body>,
+            Error = Infallible,
+            Future = GrpcAnswering,
+        > + Clone
+        + Send
+        + Sync,
+{
+    fn call(&self, request: Request<Incoming>) -> GrpcAnswering {
+        // The generated services are always ready.
+        tonic::codegen::Service::call(&mut self.clone(), request)
+    }
+}
+
+/// Whatever answers requests that are not gRPC.
+pub trait Rest: Send + Sync {
+    /// Answers one request.
+    fn call(&self, request: Request<Incoming>) -> Answering;
+}
+
+struct Entry {
+    name: &'static str,
+    service: Box<dyn Grpc>,
+    /// Methods that write: their refusals carry an outcome.
+    writes: &'static [&'static str],
+}
+
+/// What one listener serves. Built once, then shared.
+#[derive(Clone, Default)]
+pub struct Routes(Arc<Table>);
+
+#[derive(Default)]
+struct Table {
+    grpc: Vec<Entry>,
+    rest: Option<Arc<dyn Rest>>,
+}
+
+/// Builds [`Routes`].
+#[derive(Default)]
+pub struct RoutesBuilder(Table);
+
+impl RoutesBuilder {
+    /// Adds a generated gRPC service, the most used first; `writes` are its methods that write.
+    pub fn grpc<S>(mut self, service: S, writes: &'static [&'static str]) -> Self
+    where
+        S: tonic::codegen::Service<
+                Request<Incoming>,
+                Response = Response<Body>,
+                Error = Infallible,
+                Future = GrpcAnswering,
+            > + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.0.grpc.push(Entry {
+            name: S::NAME,
+            service: Box::new(service),
+            writes,
+        });
+        self
+    }
+
+    /// Sets what answers everything else.
+    pub fn rest(mut self, rest: Arc<dyn Rest>) -> Self {
+        self.0.rest = Some(rest);
+        self
+    }
+
+    /// Done.
+    pub fn build(self) -> Routes {
+        Routes(Arc::new(self.0))
+    }
+}
+
+impl Routes {
+    /// The names of the gRPC services.
+    pub fn services(&self) -> impl Iterator<Item = &'static str> {
+        self.0.grpc.iter().map(|entry| entry.name)
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Routes {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Routed;
+
+    fn call(&self, request: Request<Incoming>) -> Routed {
+        if !is_grpc(&request) {
+            return match &self.0.rest {
+                Some(rest) => Routed::Rest(rest.call(request)),
+                None => Routed::Done(Some(plain(404, "only gRPC is served here\n"))),
+            };
+        }
+        let path = request.uri().path();
+        let (service, method) = path
+            .strip_prefix('/')
+            .and_then(|path| path.split_once('/'))
+            .unwrap_or_default();
+        match self.0.grpc.iter().find(|entry| entry.name == service) {
+            Some(entry) => {
+                let is_write = entry.writes.contains(&method);
+                Routed::Grpc {
+                    answering: entry.service.call(request),
+                    is_write,
+                }
+            }
+            None => Routed::Done(Some(
+                Status::unimplemented(format!("unknown service {service}")).into_http(),
+            )),
+        }
+    }
+}
+
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    let kind = request.headers().get(CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// A short answer in plain text.
+pub(crate) fn plain(status: u16, text: impl Into<bytes::Bytes>) -> Response<Body> {
+    let body = Body::new(http_body_util::Full::new(text.into()));
+    let mut response = Response::new(body);
+    *response.status_mut() = http::StatusCode::from_u16(status).expect("a status of this crate");
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}
+
+/// An answer on its way.
+pub enum Routed {
+    /// By a gRPC service.
+    Grpc {
+        /// The service's own future.
+        answering: GrpcAnswering,
+        /// Whether the method writes.
+        is_write: bool,
+    },
+    /// By [`Rest`].
+    Rest(Answering),
+    /// By the router.
+    Done(Option<Response<Body>>),
+}
+
+impl Future for Routed {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Routed::Grpc { answering, is_write } => {
+                let is_write = *is_write;
+                answering
+                    .as_mut()
+                    .poll(context)
+                    .map_ok(|response| touch_up(response, is_write))
+            }
+            Routed::Rest(answering) => answering.as_mut().poll(context).map(Ok),
+            Routed::Done(response) => Poll::Ready(Ok(response.take().expect("polled after its end"))),
+        }
+    }
+}
+
+/// What tonic answered by itself, in the words that clients know. Answers of handlers pass unchanged: only an
+/// error that comes without a body carries its status in the header.
+fn touch_up(mut response: Response<Body>, is_write: bool) -> Response<Body> {
+    if !response.headers().contains_key(Status::GRPC_STATUS) {
+        return hold(response);
+    }
+    if let Some(status) = Status::from_header_map(response.headers()) {
+        if let Some(better) = translated(&status) {
+            response = better.into_http();
+        }
+        if is_write && status.code() != Code::Ok && !response.headers().contains_key(OUTCOME) {
+            let outcome = HeaderValue::from_static(Outcome::NotApplied.as_str());
+            response.headers_mut().insert(OUTCOME, outcome);
+        }
+    }
+    response
+}
+
+/// Tonic's own status as etcd's clients know it.
+fn translated(status: &Status) -> Option<Status> {
+    let text = status.message();
+    match status.code() {
+        Code::OutOfRange if text.starts_with("Error, decoded message length too large") => {
+            let sizes: Vec<&str> = text
+                .split(|c: char| !c.is_ascii_digit())
+                .filter(|n| !n.is_empty())
+                .collect();
+            let (found, max) = (sizes.first().copied()?, sizes.get(1).copied()?);
+            let text = format!("grpc: received message larger than max ({found} vs. {max})");
+            Some(Status::resource_exhausted(text))
+        }
+        Code::Internal if text.starts_with("failed to decode Protobuf message") => {
+            Some(Status::invalid_argument(text))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,16 @@
+//! The native services: etcd's API, `kvorum.v1`, and gRPC's health service.
+//!
+//! They parse, ask the replica or the local state, and answer. Nothing here holds state of the store.
+
+mod context;
+mod etcd_kv;
+mod health;
+mod kvorum_v1;
+mod maintenance;
+
+pub(crate) use context::Context;
+pub use etcd_kv::EtcdKv;
+pub use health::HealthService;
+pub use kvorum_v1::KvorumService;
+pub(crate) use maintenance::storage_version;
+pub use maintenance::{ClusterService, MaintenanceService};
