@@ -124,6 +124,13 @@ impl<S: Store> ApplyDriver<S> {
         LogId { term, index }
     }
 
+    /// How far applying and flushing have come.
+    pub fn progress(&self) -> ApplyReport {
+        let mut report = ApplyReport::default();
+        self.fill(&mut report);
+        report
+    }
+
     /// The state as it stands.
     pub fn report(&self) -> ApplyReport {
         let mut report = ApplyReport {

@@ -220,7 +220,7 @@ impl Node {
     ) {
         let refusal = if !self.raft.is_leader() || self.is_transferring() {
             Some(Refusal::NotLeader)
-        } else if self.space_exhausted && commands.iter().any(|command| needs_space(command)) {
+        } else if self.space_exhausted && commands.iter().any(needs_space) {
             Some(Refusal::NoSpace)
         } else {
             None

@@ -33,6 +33,6 @@ impl LogFigures {
 
     pub(crate) fn note_stats(&self, stats: &Stats) {
         self.bytes.store(stats.bytes_written, Ordering::Relaxed);
-        self.syncs.store(stats.fsyncs, Ordering::Relaxed);
+        self.syncs.store(stats.batch_syncs + stats.other_syncs, Ordering::Relaxed);
     }
 }

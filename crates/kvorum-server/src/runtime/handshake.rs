@@ -93,6 +93,8 @@ impl Acquaintance {
                     identity.cluster_uuid
                 ));
             }
+        } else if hello.member_id == 0 && hello.token_hash.is_empty() {
+            // A joiner that knows only this address and its own name; it takes the cluster from the answer.
         } else if read_u128(&hello.token_hash)? != identity.token_hash {
             return refuse(
                 "this is another cluster: its token or founders differ; check --cluster-token and --initial-cluster"
@@ -128,6 +130,11 @@ impl Acquaintance {
             ));
         }
         Ok(())
+    }
+
+    /// What a joiner says, that knows only its name.
+    pub fn joiner_hello(name: &str) -> Hello {
+        Hello { version: PROTOCOL, name: name.to_owned(), ..Hello::default() }
     }
 
     /// The ID that a joiner of this name was given and has not taken up yet, if any.
@@ -168,6 +175,7 @@ mod tests {
             cluster_uuid: 0,
             incarnation,
             founders,
+            started: true,
         };
         Acquaintance::new(identity, 1, MemberRecord::default())
     }

@@ -31,6 +31,8 @@ pub struct Identity {
     pub incarnation: u128,
     /// The founders' IDs; empty for a member that joined later.
     pub founders: Vec<u64>,
+    /// Whether the member's log was made. With it set, a missing log is lost data, never a beginning.
+    pub started: bool,
 }
 
 /// Why an identity cannot be used.
@@ -115,6 +117,7 @@ impl Identity {
             format!("cluster {:032x}", self.cluster_uuid),
             format!("incarnation {:032x}", self.incarnation),
             format!("founders {}", founders.join(",")),
+            format!("started {}", if self.started { "yes" } else { "no" }),
         ];
         for line in lines {
             text.push_str(&line);
@@ -153,6 +156,11 @@ impl Identity {
             cluster_uuid: hex("cluster")?,
             incarnation: hex("incarnation")?,
             founders: founders.collect::<Result<_, _>>()?,
+            started: match field("started")? {
+                "yes" => true,
+                "no" => false,
+                _ => return Err(damaged("started")),
+            },
         })
     }
 }
@@ -172,6 +180,7 @@ mod tests {
             cluster_uuid: 0,
             incarnation: u128::MAX / 3,
             founders,
+            started: true,
         }
     }
 

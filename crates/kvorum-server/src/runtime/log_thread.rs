@@ -4,6 +4,7 @@
 //! forms the next batch. A full disk is no failure: the batch is tried again until space is back, and the
 //! replica is told, so that it refuses what needs space. Any other error ends the process.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -52,10 +53,10 @@ pub(crate) fn run_writer<D: Disk>(
         let Ok(first) = work.recv() else { return Ok(()) };
         let mut waiting = vec![first];
         waiting.extend(work.try_iter().take(WRITES_MAX));
-        let mut persists = Vec::new();
+        let mut persists = VecDeque::new();
         for item in waiting {
             match item {
-                LogWork::Persist(persist) => persists.push(persist),
+                LogWork::Persist(persist) => persists.push_back(persist),
                 LogWork::Purge(base) => {
                     write(&mut log, &mut persists, inbox, &mut exhausted, figures)?;
                     fatal_to_replica(log.purge(&base), inbox)?;
@@ -75,7 +76,7 @@ pub(crate) fn run_writer<D: Disk>(
         }
         if exhausted && let Some(next) = retry_claim(&mut log, work, inbox, &mut exhausted)? {
             match next {
-                LogWork::Persist(persist) => write(&mut log, &mut vec![persist], inbox, &mut exhausted, figures)?,
+                LogWork::Persist(persist) => write(&mut log, &mut [persist].into(), inbox, &mut exhausted, figures)?,
                 LogWork::Purge(base) => fatal_to_replica(log.purge(&base), inbox)?,
                 LogWork::Stop => return Ok(()),
             }
@@ -96,22 +97,17 @@ fn retry_claim<D: Disk>(
             Err(RecvTimeoutError::Disconnected) => return Ok(Some(LogWork::Stop)),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        match log.wal().prepare_next() {
-            Ok(()) if log.wal().space() != Space::Exhausted => {
-                *exhausted = false;
-                inbox(Input::Space { exhausted: false });
-                return Ok(None);
-            }
-            Ok(()) => {}
-            Err(error) if error.is_no_space() => {}
-            Err(error) => return fatal_to_replica(Err(error), inbox),
+        if fatal_to_replica(log.wal().retry_claim(), inbox)? == Space::Healthy {
+            *exhausted = false;
+            inbox(Input::Space { exhausted: false });
+            return Ok(None);
         }
     }
 }
 
 fn write<D: Disk>(
     log: &mut LogDriver<D>,
-    persists: &mut Vec<Persist>,
+    persists: &mut VecDeque<Persist>,
     inbox: &Inbox,
     exhausted: &mut bool,
     figures: &LogFigures,
@@ -125,10 +121,9 @@ fn write<D: Disk>(
             Ok(seq) => {
                 figures.note_sync(super::clock::now() - started);
                 inbox(Input::Persisted(seq));
-                persists.clear();
                 return Ok(());
             }
-            Err(error) if error.is_no_space() => {
+            Err(error @ WalError::NoSpace { .. }) => {
                 if !*exhausted {
                     *exhausted = true;
                     tracing::error!("the log's disk is full ({error}); writes that need space are refused until there is some");

@@ -1,0 +1,177 @@
+//! The applier's thread: applies what is committed, answers callers, feeds the watch hub, and keeps the store in
+//! order between batches.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use kvorum_mvcc::lsm::InstallRecord;
+use kvorum_mvcc::{LsmStore, RevisionEvents, Store, StoreError};
+use kvorum_node::{ApplyDriver, Input};
+use kvorum_raft::{Entry, SnapshotMeta};
+
+use super::clock;
+use super::peers::Inbox;
+use super::snapshots::{Built, Stage};
+use crate::handle::{ReplicaPort, StoreFigures};
+
+/// How long the thread waits for work before it looks after the store.
+const IDLE: Duration = Duration::from_millis(50);
+/// Most entries applied as one batch.
+const ENTRIES_MAX: usize = 8192;
+/// How often the figures are published, in ms.
+const FIGURES_INTERVAL_MS: u64 = 200;
+
+/// Work for the applier.
+#[derive(Debug)]
+pub(crate) enum ApplyWork {
+    Apply(Vec<Entry>),
+    BuildSnapshot { peer: u64, at_least: u64 },
+    Install(SnapshotMeta),
+    InstallSettled,
+    DropStaged,
+    Housekeep { time_ms: u64 },
+    Stop,
+}
+
+/// Where events go: the watch hub.
+pub(crate) type Events = Box<dyn Fn(WatchFeed) + Send>;
+
+/// What the watch hub is told.
+#[derive(Debug)]
+pub(crate) enum WatchFeed {
+    /// Revisions that were just made, and are visible.
+    Made(Vec<RevisionEvents>),
+    /// The state was replaced by a snapshot: what lies between is in its history.
+    Replaced,
+}
+
+pub(crate) struct Applier {
+    pub(crate) driver: ApplyDriver<LsmStore>,
+    pub(crate) inbox: Inbox,
+    pub(crate) port: ReplicaPort,
+    pub(crate) events: Events,
+    pub(crate) built: Built,
+    pub(crate) stage: Stage,
+    /// Snapshots asked for at an index that is not applied yet.
+    pub(crate) wanted: Vec<(u64, u64)>,
+    pub(crate) figures_at: u64,
+    /// The flushed index that the replica was last told.
+    pub(crate) flushed_told: u64,
+    pub(crate) space_warned: bool,
+}
+
+impl Applier {
+    /// Runs until it is told to stop.
+    ///
+    /// # Errors
+    /// Why nothing more can be applied; the member must stop.
+    pub(crate) fn run(mut self, work: &Receiver<ApplyWork>) -> Result<(), String> {
+        let mut pending = None;
+        loop {
+            let next = match pending.take() {
+                Some(next) => next,
+                None => match work.recv_timeout(IDLE) {
+                    Ok(next) => next,
+                    Err(RecvTimeoutError::Timeout) => {
+                        self.maintain()?;
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                },
+            };
+            match next {
+                ApplyWork::Apply(mut entries) => {
+                    while entries.len() < ENTRIES_MAX {
+                        match work.try_recv() {
+                            Ok(ApplyWork::Apply(more)) => entries.extend(more),
+                            Ok(other) => {
+                                pending = Some(other);
+                                break;
+                            }
+                            Err(_) => break,
+                        }
+                    }
+                    self.apply(entries)?;
+                }
+                ApplyWork::BuildSnapshot { peer, at_least } => self.wanted.push((peer, at_least)),
+                ApplyWork::Install(meta) => self.install(meta)?,
+                ApplyWork::InstallSettled => self.settle()?,
+                ApplyWork::DropStaged => drop(self.stage.lock().expect("no panic while held").take()),
+                ApplyWork::Housekeep { time_ms } => {
+                    (self.inbox)(Input::Housekeeping(self.driver.housekeeping(time_ms)));
+                }
+                ApplyWork::Stop => return Ok(()),
+            }
+            self.build_wanted()?;
+            self.maintain()?;
+        }
+    }
+
+    fn apply(&mut self, entries: Vec<Entry>) -> Result<(), String> {
+        let done = self.driver.apply(entries).map_err(|error| error.to_string())?;
+        self.port.complete(done.replies);
+        if !done.events.is_empty() {
+            (self.events)(WatchFeed::Made(done.events));
+        }
+        self.flushed_told = done.report.flushed;
+        (self.inbox)(Input::Applied(done.report));
+        Ok(())
+    }
+
+    fn build_wanted(&mut self) -> Result<(), String> {
+        let applied = self.driver.applied().index;
+        for (peer, _) in self.wanted.extract_if(.., |(_, at_least)| *at_least <= applied) {
+            let meta = self.driver.snapshot_meta().map_err(|error| error.to_string())?;
+            self.built.put(peer, self.driver.machine().snapshot());
+            (self.inbox)(Input::SnapshotBuilt { peer, meta });
+        }
+        Ok(())
+    }
+
+    fn install(&mut self, meta: SnapshotMeta) -> Result<(), String> {
+        let staged = self.stage.lock().expect("no panic while held").take();
+        let machine = staged.ok_or("a snapshot is to be installed and none is staged")?;
+        let last = meta.last;
+        if machine.applied() != (last.term, last.index) {
+            return Err(format!("the staged snapshot is at {:?}, not at {last:?}", machine.applied()));
+        }
+        let record = InstallRecord { index: last.index, term: last.term };
+        machine.store().make_current(record).map_err(|error| error.to_string())?;
+        let report = self.driver.install(machine);
+        tracing::info!(index = last.index, "installed a snapshot");
+        (self.events)(WatchFeed::Replaced);
+        (self.inbox)(Input::Installed { meta, report });
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), String> {
+        self.driver.machine().store().clear_install_record().map_err(|error| error.to_string())
+    }
+
+    /// Between batches: the store flushes, history is removed, figures are published. A full disk is no failure.
+    fn maintain(&mut self) -> Result<(), String> {
+        let now_ms = clock::now() / 1000;
+        match self.driver.machine_mut().maintenance(now_ms) {
+            Ok(_) => self.space_warned = false,
+            Err(StoreError::NoSpace) => {
+                if !std::mem::replace(&mut self.space_warned, true) {
+                    tracing::error!("the store's disk is full; free some space, it then goes on by itself when there is space");
+                }
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+        if now_ms >= self.figures_at {
+            self.figures_at = now_ms + FIGURES_INTERVAL_MS;
+            let machine = self.driver.machine();
+            self.port.publish_figures(StoreFigures {
+                disk_bytes: machine.store().disk_bytes(),
+                sessions: machine.sessions() as u64,
+            });
+            if machine.flushed() > self.flushed_told {
+                self.flushed_told = machine.flushed();
+                (self.inbox)(Input::Applied(self.driver.progress()));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,273 @@
+//! A member's data directory: whose it is, and what is in it.
+//!
+//! ```text
+//! lock        held while a process has the directory
+//! identity    who this member is (see `identity`)
+//! log/        the Raft log and the vote (kvorum-wal)
+//! store/      the state machine's LSM tree (kvorum-mvcc)
+//! ```
+//!
+//! Bootstrap settings are used only while the log does not exist. A member whose log is gone, though its identity
+//! says that there was one, has lost its data and does not start.
+
+use std::path::{Path, PathBuf};
+
+use kvorum_mvcc::LsmStore;
+use kvorum_node::recovery::founding_write;
+use kvorum_wal::disk::{LockError, RealDisk, RealLock};
+use kvorum_wal::{Disk, Recovered, Wal};
+use tonic::{Code, Status};
+
+use super::handshake::{Acquaintance, read_u128};
+use super::identity::{Identity, IdentityError, founder_id, token_hash};
+use super::peers;
+use crate::options::ServeOptions;
+
+/// Why a member does not start. One line each.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The directory cannot be used.
+    #[error("data directory {dir}: {why}", dir = .dir.display())]
+    Directory {
+        /// Which.
+        dir: PathBuf,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// Somebody else has it.
+    #[error("data directory {dir} is in use by process {pid}: stop it, or use another --data-dir", dir = .dir.display())]
+    InUse {
+        /// Which.
+        dir: PathBuf,
+        /// The process.
+        pid: u32,
+    },
+    /// The peers refuse this member.
+    #[error("the cluster refuses this member: {0}")]
+    Refused(String),
+    /// Anything else, in words of its own.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl StartError {
+    pub(crate) fn other(error: impl std::fmt::Display) -> Self {
+        StartError::Other(error.to_string())
+    }
+}
+
+/// An open directory, locked.
+pub(crate) struct Directory {
+    pub(crate) disk: RealDisk,
+    pub(crate) path: PathBuf,
+    pub(crate) identity: Identity,
+    _lock: RealLock,
+}
+
+impl Directory {
+    /// Opens or makes the directory of the member that `options` describe.
+    pub(crate) fn open(options: &ServeOptions, runtime: &tokio::runtime::Handle) -> Result<Directory, StartError> {
+        let (disk, path) = (RealDisk::new(), options.data_dir.clone());
+        let trouble = |why: String| StartError::Directory { dir: path.clone(), why };
+        disk.create_dir(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::PermissionDenied => {
+                trouble("it may not be made by this user; choose another --data-dir, or change the owner of its parent".into())
+            }
+            _ => trouble(format!("it cannot be made: {error}")),
+        })?;
+        restrict(&path).map_err(|error| trouble(format!("{error}; make this user its owner, or choose another --data-dir")))?;
+        let lock = disk.lock(&path.join("lock")).map_err(|error| match error {
+            LockError::Held { pid } => StartError::InUse { dir: path.clone(), pid },
+            LockError::Io(error) => trouble(format!("cannot be locked: {error}; make this user its owner")),
+        })?;
+        let identity = match Identity::load(&disk, &path).map_err(|error| trouble(error.to_string()))? {
+            Some(identity) => recognise(identity, options).map_err(trouble)?,
+            None => {
+                refuse_strange_content(&path).map_err(trouble)?;
+                let identity = if options.join { join(options, runtime)? } else { found(options)? };
+                identity.store(&disk, &path).map_err(|error| trouble(error.to_string()))?;
+                identity
+            }
+        };
+        if !identity.started && !identity.founders.is_empty() {
+            ask_peers(options, &identity, runtime)?;
+        }
+        Ok(Directory { disk, path, identity, _lock: lock })
+    }
+
+    /// Opens the log, or makes it if this member begins.
+    pub(crate) fn open_log(&mut self) -> Result<(Wal<RealDisk>, Recovered), StartError> {
+        let dir = self.path.join("log");
+        let mark = self.identity.log_mark();
+        let exists = Wal::exists(&self.disk, &dir).map_err(StartError::other)?;
+        if !exists && self.identity.started {
+            return Err(StartError::Directory {
+                dir: self.path.clone(),
+                why: format!(
+                    "its log is gone; this member lost its data: `kvorum member replace {}`, then start it with an empty directory and --join",
+                    self.identity.name
+                ),
+            });
+        }
+        if !exists {
+            let first = if self.identity.founders.is_empty() {
+                kvorum_wal::Write::default()
+            } else {
+                founding_write(&self.identity.founders)
+            };
+            let mut wal = Wal::create(self.disk.clone(), &dir, log_options(), &mark, &first)
+                .map_err(StartError::other)?;
+            wal.prepare_next().map_err(StartError::other)?;
+            wal.close().map_err(StartError::other)?;
+        }
+        if !self.identity.started {
+            self.identity.started = true;
+            self.store_identity()?;
+        }
+        Wal::open(self.disk.clone(), &dir, log_options(), &mark).map_err(StartError::other)
+    }
+
+    /// Opens the store, or makes it if the log still has everything.
+    pub(crate) fn open_store(&self, recovered: &Recovered, options: &kvorum_mvcc::lsm::Options) -> Result<LsmStore, StartError> {
+        let dir = self.path.join("store");
+        if LsmStore::exists(&dir).map_err(StartError::other)? {
+            return LsmStore::open(&dir, options.clone()).map_err(StartError::other);
+        }
+        if recovered.base.index > 0 {
+            return Err(StartError::Directory {
+                dir: self.path.clone(),
+                why: format!("its store is gone; this member lost its data: `kvorum member replace {}`", self.identity.name),
+            });
+        }
+        LsmStore::create(&dir, options.clone()).map_err(StartError::other)
+    }
+
+    pub(crate) fn store_identity(&self) -> Result<(), StartError> {
+        let stored = self.identity.store(&self.disk, &self.path);
+        stored.map_err(|error: IdentityError| StartError::Directory { dir: self.path.clone(), why: error.to_string() })
+    }
+}
+
+/// Segments of half the default size: a member claims four of them before its first write.
+fn log_options() -> kvorum_wal::Options {
+    kvorum_wal::Options { segment_bytes: 32 << 20, ..kvorum_wal::Options::default() }
+}
+
+/// The directory is its owner's alone.
+fn restrict(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_dir() {
+        return Err(std::io::Error::other("it is a file"));
+    }
+    if metadata.permissions().mode() & 0o077 != 0 {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// A directory that is not ours is not filled.
+fn refuse_strange_content(path: &Path) -> Result<(), String> {
+    let entries = std::fs::read_dir(path).map_err(|error| format!("it cannot be read: {error}"))?;
+    for entry in entries {
+        let name = entry.map_err(|error| format!("it cannot be read: {error}"))?.file_name();
+        // What a start that was cut off leaves behind.
+        if !["lock", "identity.tmp"].iter().any(|own| name == *own) {
+            return Err(format!(
+                "it holds `{}` and no identity of a member; choose an empty --data-dir",
+                name.to_string_lossy()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The directory's identity stands above the settings; settings of another member are refused.
+fn recognise(identity: Identity, options: &ServeOptions) -> Result<Identity, String> {
+    if identity.name != options.name {
+        return Err(format!("it belongs to member `{}`, not `{}`; check --name and --data-dir", identity.name, options.name));
+    }
+    if identity.token != options.cluster_token {
+        return Err(format!(
+            "it belongs to the cluster with token `{}`, not `{}`; check --cluster-token and --data-dir",
+            identity.token, options.cluster_token
+        ));
+    }
+    if identity.started {
+        tracing::info!("the data directory has a member's data: bootstrap settings are ignored");
+    }
+    Ok(identity)
+}
+
+fn incarnation() -> Result<u128, StartError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| StartError::Other(format!("the system gives no randomness: {error}")))?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
+fn found(options: &ServeOptions) -> Result<Identity, StartError> {
+    let token = &options.cluster_token;
+    let mut founders: Vec<u64> = options.founders().iter().map(|founder| founder_id(token, &founder.name)).collect();
+    founders.sort_unstable();
+    Ok(Identity {
+        member: founder_id(token, &options.name),
+        name: options.name.clone(),
+        token: token.clone(),
+        token_hash: token_hash(token, &founders),
+        cluster_uuid: 0,
+        incarnation: incarnation()?,
+        founders,
+        started: false,
+    })
+}
+
+/// The other founders' addresses.
+fn others(options: &ServeOptions) -> Vec<String> {
+    let founders = options.founders();
+    founders.iter().filter(|founder| founder.name != options.name).map(|founder| founder.address.to_string()).collect()
+}
+
+/// Takes up the ID that was announced for this name.
+fn join(options: &ServeOptions, runtime: &tokio::runtime::Handle) -> Result<Identity, StartError> {
+    let mut last = Status::unavailable("no peer is listed in --initial-cluster");
+    for address in others(options) {
+        match runtime.block_on(peers::ask(&address, Acquaintance::joiner_hello(&options.name))) {
+            Ok(hello) => {
+                let malformed = |status: Status| StartError::Refused(status.message().to_owned());
+                return Ok(Identity {
+                    member: hello.to_member_id,
+                    name: options.name.clone(),
+                    token: options.cluster_token.clone(),
+                    token_hash: read_u128(&hello.token_hash).map_err(malformed)?,
+                    cluster_uuid: read_u128(&hello.cluster_uuid).map_err(malformed)?,
+                    incarnation: incarnation()?,
+                    founders: Vec::new(),
+                    started: false,
+                });
+            }
+            Err(status) => last = status,
+        }
+    }
+    Err(StartError::Refused(last.message().to_owned()))
+}
+
+/// A founder that begins asks whether the others have met it before: then it lost its data.
+fn ask_peers(options: &ServeOptions, identity: &Identity, runtime: &tokio::runtime::Handle) -> Result<(), StartError> {
+    let acquaintance = Acquaintance::new(identity.clone(), 0, kvorum_model::MemberRecord::default());
+    let hello = acquaintance.hello(0);
+    let asked = others(options).into_iter().map(|address| {
+        let hello = hello.clone();
+        runtime.spawn(async move { (peers::ask(&address, hello).await, address) })
+    });
+    for answer in asked.collect::<Vec<_>>() {
+        let Ok((answer, address)) = runtime.block_on(answer) else { continue };
+        match answer {
+            Ok(_) => {}
+            Err(status) if matches!(status.code(), Code::FailedPrecondition | Code::PermissionDenied) => {
+                return Err(StartError::Refused(status.message().to_owned()));
+            }
+            Err(status) => tracing::debug!(address, "peer does not answer yet: {}", status.message()),
+        }
+    }
+    Ok(())
+}

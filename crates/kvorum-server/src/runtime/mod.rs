@@ -1,0 +1,25 @@
+//! One member's life: its directory, its threads, its peers.
+//!
+//! ```text
+//! client port ─▶ mailbox ─▶ replica ─▶ log writer, log reader, applier, peers
+//!      ▲                        ▲             │
+//!      └── pending ◀── answers ─┴─────────────┘
+//! ```
+
+mod apply_thread;
+mod clock;
+mod directory;
+mod figures;
+mod handshake;
+mod identity;
+mod log_thread;
+mod peer_service;
+mod peers;
+mod replica_thread;
+mod serve;
+mod snapshots;
+
+pub use directory::StartError;
+pub use figures::{LogFigures, SYNC_BUCKETS_US};
+pub use replica_thread::End;
+pub use serve::{ServeError, serve};

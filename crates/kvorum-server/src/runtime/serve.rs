@@ -1,0 +1,485 @@
+//! From options to a running member, and to its end.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvorum_model::MemberRecord;
+use kvorum_mvcc::{ClusterState, StateMachine, lsm};
+use kvorum_node::recovery::{Replica, assemble};
+use kvorum_node::{AdminRequest, Input};
+use kvorum_proto::kvorum::v1::peer_server::PeerServer;
+use kvorum_wal::RealDisk;
+use tokio::sync::watch;
+
+use super::apply_thread::{Applier, ApplyWork};
+use super::clock;
+use super::directory::{Directory, StartError};
+use super::figures::LogFigures;
+use super::handshake::Acquaintance;
+use super::identity::founder_id;
+use super::log_thread::{LogWork, run_reader, run_writer};
+use super::peer_service::PeerService;
+use super::peers::{FRAME_BYTES_MAX, Inbox, OnRemoved, PeerNet, WINDOW_BYTES};
+use super::replica_thread::{self, End, Outlets};
+use super::snapshots::{Built, SnapshotReceiver, SnapshotSender, Stage};
+use crate::api::{self, Core};
+use crate::budget::Budget;
+use crate::handle::{HandleOptions, Identity as Shown, ReplicaHandle, ReplicaPort, StoreFigures, replica_handle};
+use crate::http::{self, HttpLimits, HttpServer, Phase};
+use crate::mailbox::Mailbox;
+use crate::metrics::Metrics;
+use crate::options::ServeOptions;
+use crate::reads::Reads;
+use crate::routes::{Routes, RoutesBuilder};
+use crate::services::{WatchFeeder, watch_service};
+
+/// The version of etcd whose API is spoken.
+pub const ETCD_VERSION: &str = "3.6.12";
+/// The newest feature level that this version can run.
+const FEATURE_LEVEL: u32 = 1;
+/// Longest a stopping leader waits for its successor.
+const HANDOVER: Duration = Duration::from_secs(2);
+const MIB: usize = 1024 * 1024;
+
+/// Why a member did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// It did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// An address cannot be listened on.
+    #[error("{0}")]
+    Listen(String),
+    /// The cluster removed it.
+    #[error("this member was removed from the cluster; its data directory is of no more use to it")]
+    Removed,
+    /// It stopped itself to keep its promises.
+    #[error("this member stopped: {0}")]
+    Fatal(String),
+}
+
+/// Runs a member until `stop` resolves, or until it must end.
+///
+/// # Errors
+/// One line that says what is wrong and what to do.
+pub fn serve(options: ServeOptions, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
+    options.validate().map_err(StartError::other)?;
+    let clients = options.listen_client.iter().map(|address| http::listen("listen-client", address));
+    let clients = clients.collect::<Result<Vec<_>, _>>().map_err(ServeError::Listen)?;
+    let peer_listener = http::listen("listen-peer", &options.listen_peer).map_err(ServeError::Listen)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("peers")
+        .enable_all()
+        .build()
+        .map_err(StartError::other)?;
+    let member = Member::start(&options, runtime.handle().clone(), peer_listener)?;
+    let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+    let server = member.open_client_port(&options, clients, workers)?;
+    tracing::info!(
+        name = options.name,
+        member = %format_args!("{:016x}", member.handle.identity().member_id),
+        clients = %options.client_urls().join(","),
+        peers = %options.peer_address(),
+        "ready to serve client requests"
+    );
+    let end = runtime.block_on(async {
+        tokio::select! {
+            () = stop => End::Stopped,
+            end = member.ended() => end,
+        }
+    });
+    let result = match end {
+        End::Stopped => {
+            tracing::info!("stopping: handing leadership over and draining");
+            let deadline = Instant::now() + options.drain_timeout;
+            member.hand_over(&runtime);
+            server.drain(deadline.saturating_duration_since(Instant::now()));
+            Ok(())
+        }
+        End::Removed => Err(ServeError::Removed),
+        End::Fatal(why) => Err(ServeError::Fatal(why)),
+    };
+    member.stop();
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// A running member without its client port.
+struct Member {
+    handle: ReplicaHandle,
+    port: ReplicaPort,
+    net: PeerNet,
+    watch: WatchFeeder,
+    figures: Arc<LogFigures>,
+    ended: watch::Receiver<Option<End>>,
+    inbox: Inbox,
+    stop: Arc<AtomicBool>,
+    log_work: mpsc::Sender<LogWork>,
+    apply_work: mpsc::Sender<ApplyWork>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Tells the member's end, once: the first reason counts.
+#[derive(Clone)]
+struct Ending(Arc<watch::Sender<Option<End>>>);
+
+impl Ending {
+    fn tell(&self, end: End) {
+        self.0.send_if_modified(|told| {
+            let first = told.is_none();
+            if first {
+                *told = Some(end);
+            }
+            first
+        });
+    }
+}
+
+impl Member {
+    fn start(
+        options: &ServeOptions,
+        runtime: tokio::runtime::Handle,
+        peer_listener: std::net::TcpListener,
+    ) -> Result<Member, ServeError> {
+        let mut directory = Directory::open(options, &runtime)?;
+        let store_options = lsm::Options {
+            memtable_bytes: options.memtable_bytes as u64,
+            cache_bytes: options.cache_bytes as u64,
+            ..lsm::Options::default()
+        };
+        let machine_options = kvorum_mvcc::Options::default();
+        let (wal, recovered) = directory.open_log()?;
+        if recovered.report.torn_tail() {
+            tracing::info!("the log's unacknowledged tail was cut off by a crash, and is cut");
+        }
+        let store = directory.open_store(&recovered, &store_options)?;
+        let install = store.install_record().map_err(StartError::other)?;
+        let machine = StateMachine::open(store, machine_options.clone()).map_err(StartError::other)?;
+        let identity = directory.identity.clone();
+        let boot = random()? as u64;
+        let node_options = node_options(options, &identity, boot)?;
+        let record = node_options.record.clone();
+        let install = install.map(|record| (record.index, record.term));
+        let Replica { node, log, apply } =
+            assemble(node_options, wal, recovered, machine, install, clock::now()).map_err(StartError::other)?;
+        if install.is_some() {
+            apply.machine().store().clear_install_record().map_err(StartError::other)?;
+        }
+
+        let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+        let mailbox: Arc<Mailbox<Input>> = Arc::new(Mailbox::new(options.requests_max));
+        let shown = Shown {
+            cluster_id: identity.cluster_id(),
+            member_id: identity.member,
+            boot,
+            name: identity.name.clone(),
+        };
+        let handle_options = HandleOptions {
+            shards: workers,
+            requests_max: options.requests_max,
+            request_bytes_max: options.request_bytes_max,
+            request_timeout: options.request_timeout + 2 * options.election_timeout,
+        };
+        let (handle, port) = replica_handle(
+            shown,
+            handle_options,
+            mailbox.clone(),
+            node.status(),
+            StoreFigures::default(),
+            Arc::new(apply.machine().reader()),
+        );
+        let inbox: Inbox = {
+            let mailbox = mailbox.clone();
+            Arc::new(move |input| mailbox.send(input))
+        };
+        let (ending, ended) = watch::channel(None);
+        let ending = Ending(Arc::new(ending));
+        let on_removed: OnRemoved = {
+            let ending = ending.clone();
+            Arc::new(move |why| {
+                tracing::error!("{why}");
+                ending.tell(End::Removed);
+            })
+        };
+
+        let acquaintance = Arc::new(Acquaintance::new(identity.clone(), boot, record));
+        let cluster = apply.machine().cluster();
+        let net = PeerNet::new(acquaintance.clone(), inbox.clone(), on_removed, runtime.clone());
+        net.set_peers(peers(options, &identity, &cluster));
+        let _ = acquaintance.learn(&cluster);
+        let (built, stage) = (Built::default(), Stage::default());
+        let receiver = SnapshotReceiver::new(
+            directory.path.join("store"),
+            store_options,
+            machine_options,
+            stage.clone(),
+            inbox.clone(),
+        );
+        let service = PeerService::new(acquaintance.clone(), inbox.clone(), receiver);
+        runtime.spawn(serve_peers(peer_listener, service));
+
+        let (log_work, log_queue) = mpsc::channel();
+        let (fetch_work, fetch_queue) = mpsc::channel();
+        let (apply_work, apply_queue) = mpsc::channel();
+        let figures = Arc::new(LogFigures::default());
+        let watch = WatchFeeder::new(apply.machine().reader(), apply.machine().revision(), options);
+        let sender = SnapshotSender {
+            acquaintance: acquaintance.clone(),
+            net: net.clone(),
+            built: built.clone(),
+            inbox: inbox.clone(),
+            runtime: runtime.clone(),
+        };
+        let outlets = Outlets {
+            pending: port.pending().clone(),
+            log: log_work.clone(),
+            fetch: fetch_work,
+            apply: apply_work.clone(),
+            peers: net.clone(),
+            send_snapshot: Box::new(move |message| sender.send(message)),
+            cluster_changed: cluster_watcher(options.clone(), directory, acquaintance, net.clone(), ending.clone()),
+            publish: {
+                let port = port.clone();
+                Box::new(move |status| port.publish_node(status))
+            },
+        };
+        let applier = Applier {
+            driver: apply,
+            inbox: inbox.clone(),
+            port: port.clone(),
+            events: watch.events(),
+            built,
+            stage,
+            wanted: Vec::new(),
+            figures_at: 0,
+            flushed_told: 0,
+            space_warned: false,
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        let log_reader = log.reader();
+        let threads = vec![
+            thread("log", &ending, {
+                let (inbox, figures) = (inbox.clone(), figures.clone());
+                move || run_writer(log, &log_queue, &inbox, &figures).err().map(|error| End::Fatal(error.to_string()))
+            })?,
+            thread("log-reader", &ending, {
+                let inbox = inbox.clone();
+                move || {
+                    run_reader(&log_reader, &fetch_queue, &inbox);
+                    None
+                }
+            })?,
+            thread("apply", &ending, move || applier.run(&apply_queue).err().map(End::Fatal))?,
+            thread("replica", &ending, {
+                let stop = stop.clone();
+                move || Some(replica_thread::run(node, &mailbox, &outlets, &stop))
+            })?,
+        ];
+        Ok(Member { handle, port, net, watch, figures, ended, inbox, stop, log_work, apply_work, threads })
+    }
+
+    fn open_client_port(
+        &self,
+        options: &ServeOptions,
+        listeners: Vec<std::net::TcpListener>,
+        workers: usize,
+    ) -> Result<HttpServer, ServeError> {
+        let (phase, phases) = watch::channel(Phase::Serving);
+        let core = Core {
+            handle: self.handle.clone(),
+            reads: Reads::new(self.handle.clone(), Budget::new(options.range_bytes_max)),
+            metrics: Arc::new(Metrics::default()),
+            phase: phases,
+            etcd_version: ETCD_VERSION,
+            started: Instant::now(),
+        };
+        let routes = api::routes(&core, watch_service(&core, &self.watch));
+        let listeners = listeners.into_iter().map(|listener| (listener, routes.clone())).collect();
+        let limits = HttpLimits { connections_max: options.connections_max, ..HttpLimits::default() };
+        let pending = self.port.pending().clone();
+        let background = move |worker| {
+            let pending = pending.clone();
+            async move { pending.dispatch(worker).await }
+        };
+        HttpServer::start(listeners, limits, workers, phase, background)
+            .map_err(|error| ServeError::Listen(format!("cannot start the client port's threads: {error}")))
+    }
+
+    /// Resolves when the member ends by itself.
+    async fn ended(&self) -> End {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(end) => end.clone().expect("waited for it"),
+            Err(_) => End::Fatal("its threads are gone".to_owned()),
+        }
+    }
+
+    /// A leader hands leadership over before it goes, so that writes pause for a moment only.
+    fn hand_over(&self, runtime: &tokio::runtime::Runtime) {
+        let status = self.handle.status();
+        if status.leader != status.id || status.configuration.voters.len() < 2 {
+            return;
+        }
+        let deadline = Instant::now() + HANDOVER;
+        runtime.block_on(async {
+            if let Err(error) = self.handle.admin(AdminRequest::Transfer(0), deadline).await {
+                tracing::warn!("leadership could not be handed over: {error:?}");
+                return;
+            }
+            while self.handle.leader() == status.id && Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
+
+    /// Ends the threads; waits for those that end.
+    fn stop(mut self) {
+        self.port.pending().close();
+        self.stop.store(true, Ordering::Release);
+        (self.inbox)(Input::Tick);
+        // A thread that is gone already takes no work.
+        let _ = self.log_work.send(LogWork::Stop);
+        let _ = self.apply_work.send(ApplyWork::Stop);
+        self.net.close();
+        let deadline = Instant::now() + Duration::from_secs(2);
+        for thread in self.threads.drain(..) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::park_timeout(Duration::from_millis(2));
+            }
+            if thread.is_finished() && thread.join().is_err() {
+                tracing::error!("a thread of the member panicked");
+            }
+        }
+    }
+}
+
+/// Starts a thread whose end, wanted or not, is told. A panic is an end, too.
+fn thread(
+    name: &str,
+    ending: &Ending,
+    run: impl FnOnce() -> Option<End> + Send + 'static,
+) -> Result<JoinHandle<()>, StartError> {
+    let (ending, name) = (ending.clone(), name.to_owned());
+    let named = name.clone();
+    let body = move || match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(Some(end)) => ending.tell(end),
+        Ok(None) => {}
+        Err(_) => ending.tell(End::Fatal(format!("its thread `{named}` panicked; the message stands above"))),
+    };
+    std::thread::Builder::new().name(name).spawn(body).map_err(StartError::other)
+}
+
+/// Keeps addresses and identity up to date when the cluster's records change.
+fn cluster_watcher(
+    options: ServeOptions,
+    directory: Directory,
+    acquaintance: Arc<Acquaintance>,
+    net: PeerNet,
+    ending: Ending,
+) -> Box<dyn Fn(&Arc<ClusterState>) + Send> {
+    let directory = Mutex::new(directory);
+    Box::new(move |cluster| {
+        let mut directory = directory.lock().expect("no panic while held");
+        if let Some(identity) = acquaintance.learn(cluster) {
+            directory.identity = identity;
+            if let Err(error) = directory.store_identity() {
+                ending.tell(End::Fatal(error.to_string()));
+            }
+        }
+        net.set_peers(peers(&options, &directory.identity, cluster));
+    })
+}
+
+/// The peers: as the cluster's records say, else as the founders' list does.
+fn peers(
+    options: &ServeOptions,
+    identity: &super::identity::Identity,
+    cluster: &ClusterState,
+) -> BTreeMap<u64, Vec<String>> {
+    let mut peers = BTreeMap::new();
+    for founder in options.founders() {
+        let id = founder_id(&identity.token, &founder.name);
+        if identity.founders.contains(&id) && id != identity.member && !cluster.removed.contains(&id) {
+            peers.insert(id, vec![founder.address.to_string()]);
+        }
+    }
+    peers.extend(PeerNet::peers_of(cluster, identity.member));
+    peers
+}
+
+fn random() -> Result<u128, StartError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| StartError::Other(format!("the system gives no randomness: {error}")))?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
+fn node_options(
+    options: &ServeOptions,
+    identity: &super::identity::Identity,
+    boot: u64,
+) -> Result<kvorum_node::Options, StartError> {
+    let raft = kvorum_raft::Options {
+        id: identity.member,
+        cluster: identity.cluster_id(),
+        boot,
+        seed: random()? as u64,
+        election_timeout: options.election_timeout.as_micros() as u64,
+        heartbeat_interval: options.heartbeat_interval.as_micros() as u64,
+        pre_vote: true,
+        lease_reads: options.lease_reads,
+        append_bytes_max: MIB,
+        window_messages: 64,
+        window_bytes: 8 * MIB,
+        uncommitted_bytes_max: 64 * MIB,
+        cache_bytes_max: 64 * MIB,
+        apply_bytes_max: 4 * MIB,
+        entry_bytes_max: options.request_bytes_max + 64 * 1024,
+        promote_lag_bytes: MIB as u64,
+        retain_bytes_max: options.log_bytes_max as u64,
+    };
+    let record = MemberRecord {
+        id: identity.member,
+        name: identity.name.clone(),
+        peer_addresses: vec![options.peer_address().to_string()],
+        client_urls: options.client_urls(),
+        incarnation: identity.incarnation,
+        feature_level: FEATURE_LEVEL,
+        promote_when_ready: false,
+    };
+    Ok(kvorum_node::Options {
+        raft,
+        record,
+        fresh_uuid: random()?.max(1),
+        held_requests_max: options.requests_max,
+        forward_bytes_max: MIB,
+        batch_bytes_max: 4 * MIB,
+        log_writes_open_max: 2,
+    })
+}
+
+async fn serve_peers(listener: std::net::TcpListener, service: PeerService) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!("the peer port cannot be served: {error}"),
+    };
+    let service = PeerServer::new(service)
+        .max_decoding_message_size(FRAME_BYTES_MAX)
+        .max_encoding_message_size(FRAME_BYTES_MAX);
+    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+    let served = tonic::transport::Server::builder()
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .add_service(service)
+        .serve_with_incoming(incoming)
+        .await;
+    if let Err(error) = served {
+        tracing::error!("the peer port is not served any more: {error}");
+    }
+}
