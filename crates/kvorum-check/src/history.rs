@@ -123,7 +123,7 @@ pub struct Pair {
 }
 
 /// A condition of a transaction: the key has this value, or is absent.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Guard {
     /// The key.
     #[serde(with = "text")]

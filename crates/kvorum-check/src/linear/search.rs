@@ -16,11 +16,14 @@
 //! - *Optional steps by class.* Those with the same requirement and write are taken in the order of their
 //!   calls, so a configuration only counts them; and one that used as many of every class as another or
 //!   more, all else equal, can do nothing that the other cannot (it is dominated).
-//! - *Last writers.* A value that placed-to-be steps still require is not overwritten if no step that is left
+//! - *Optional steps when needed.* One is tried only if some step that could come right after it requires what it
+//!   writes, and not what is there already: in a linearization with as few optional steps as possible each one
+//!   is followed by such a step, or it could be left out.
+//! - *Last writers.* A value that steps to be placed still require is not overwritten if no step that is left
 //!   could write it again. With distinct values this settles nearly everything.
 
-use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasherDefault;
 
 use super::register::{NEVER, Register, Require, Step, Value};
@@ -56,6 +59,20 @@ struct Frame {
     next: usize,
 }
 
+/// (class, how many of it are used), ascending, without zeros.
+type Used = Box<[(usize, u32)]>;
+
+/// Whether `one` used at most as many of every class as `other`.
+fn at_most(one: &[(usize, u32)], other: &[(usize, u32)]) -> bool {
+    let mut other = other.iter();
+    one.len() <= other.len()
+        && one.iter().all(|(class, used)| {
+            other
+                .find(|(at, _)| at >= class)
+                .is_some_and(|(at, of)| at == class && used <= of)
+        })
+}
+
 #[derive(PartialEq, Eq, Hash)]
 struct Configuration {
     first_unplaced: u32,
@@ -86,13 +103,16 @@ struct Search {
     bits: Vec<u64>,
     highest_placed: Vec<usize>,
     state: Value,
-    used: Vec<u32>,
+    /// How many of each class are used, where any are.
+    used: BTreeMap<usize, u32>,
     demand: Vec<u32>,
     supply: Vec<u32>,
     moves: Vec<Move>,
     placed: usize,
-    seen: HashMap<Configuration, Vec<Box<[u32]>>, BuildHasherDefault<DefaultHasher>>,
+    seen: HashMap<Configuration, Vec<Used>, BuildHasherDefault<DefaultHasher>>,
     seen_bytes: usize,
+    /// Steps tried, and remembered configurations looked at.
+    work: u64,
     deepest: Deepest,
 }
 
@@ -100,7 +120,6 @@ struct Search {
 pub(super) fn decide(register: &Register, limits: &Limits) -> Result<(), Finding> {
     let mut search = Search::new(register);
     let mut frames: Vec<Frame> = Vec::new();
-    let mut steps = 0u64;
     loop {
         search.place_reads();
         if search.placed == search.definite.len() {
@@ -130,12 +149,12 @@ pub(super) fn decide(register: &Register, limits: &Limits) -> Result<(), Finding
             }
             frames.pop();
         }
-        steps += 1;
-        if steps > limits.steps_max || search.seen_bytes > limits.memory_bytes_max {
+        if search.work > limits.steps_max || search.seen_bytes > limits.memory_bytes_max {
             let mut finding = search.explain(register);
             finding.kind = Kind::Undecided;
             finding.message = format!(
-                "gave up after {steps} steps with {} MiB of states; so far: {}",
+                "gave up after {} steps with {} MiB of states; so far: {}",
+                search.work,
                 search.seen_bytes >> 20,
                 finding.message
             );
@@ -173,13 +192,14 @@ impl Search {
             bits: vec![0; count.div_ceil(64)],
             highest_placed: Vec::new(),
             state: register.initial,
-            used: vec![0; classes.len()],
+            used: BTreeMap::new(),
             demand: vec![0; register.values.len() + 1],
             supply: vec![0; register.values.len() + 1],
             moves: Vec::new(),
             placed: 0,
             seen: HashMap::default(),
             seen_bytes: 0,
+            work: 0,
             deepest: Deepest::default(),
             definite,
             classes,
@@ -248,19 +268,16 @@ impl Search {
             window,
         };
         let entered = self.seen.entry(configuration).or_default();
-        let at_most = |one: &[u32], other: &[u32]| one.iter().zip(other).all(|(one, other)| one <= other);
-        if entered.iter().any(|used| at_most(used, &self.used)) {
+        let now: Used = self.used.iter().map(|(class, used)| (*class, *used)).collect();
+        self.work += 1 + entered.len() as u64;
+        if entered.iter().any(|used| at_most(used, &now)) {
             return false;
         }
-        // Roughly: the entry with its two allocations, the first time; the counts each time.
-        self.seen_bytes += self.used.len() * 4
-            + if entered.is_empty() {
-                112 + window_bytes
-            } else {
-                16
-            };
-        entered.retain(|used| !at_most(&self.used, used));
-        entered.push(self.used.clone().into());
+        // Roughly: the entry with its allocations, the first time; the counts each time.
+        let entry_bytes = if entered.is_empty() { 112 + window_bytes } else { 0 };
+        self.seen_bytes += entry_bytes + 16 + size_of_val(&now[..]);
+        entered.retain(|used| !at_most(&now, used));
+        entered.push(now);
         true
     }
 
@@ -268,8 +285,8 @@ impl Search {
     fn choices(&self) -> Vec<Choice> {
         let (candidates, first_end) = self.candidates();
         let mut writes: Vec<(usize, &Step)> = candidates
-            .into_iter()
-            .map(|at| (at, &self.definite[at]))
+            .iter()
+            .map(|at| (*at, &self.definite[*at]))
             .filter(|(_, step)| {
                 let owed = u32::from(step.require == Require::Is(self.state));
                 step.write
@@ -285,16 +302,30 @@ impl Search {
             new
         });
         let mut choices: Vec<Choice> = writes.into_iter().map(|(at, _)| Choice::Definite(at)).collect();
+        let available = |at: usize, class: &Class| {
+            let next = class.steps.get(self.used_of(at) as usize);
+            next.is_some_and(|(call, _)| *call <= first_end)
+        };
+        let required = |require: Require<Value>, value| require.holds(value) && !require.holds(self.state);
         for (at, class) in self.classes.iter().enumerate() {
-            let available = class
-                .steps
-                .get(self.used[at] as usize)
-                .is_some_and(|(call, _)| *call <= first_end);
-            if available && class.write != self.state && self.may_write(class.require, class.write, 0) {
+            let may = class.write != self.state && self.may_write(class.require, class.write, 0);
+            if may
+                && available(at, class)
+                && (candidates
+                    .iter()
+                    .any(|at| required(self.definite[*at].require, class.write))
+                    || (0..).zip(&self.classes).any(|(next, then)| {
+                        then.require == Require::Is(class.write) && available(next, then)
+                    }))
+            {
                 choices.push(Choice::Optional(at));
             }
         }
         choices
+    }
+
+    fn used_of(&self, class: usize) -> u32 {
+        self.used.get(&class).copied().unwrap_or(0)
     }
 
     /// Whether a step may come now: its requirement is met, and it does not overwrite the last chance to see
@@ -326,7 +357,7 @@ impl Search {
                 }
             }
             Choice::Optional(class) => {
-                self.used[class] += 1;
+                *self.used.entry(class).or_insert(0) += 1;
                 self.state = self.classes[class].write;
                 self.supply[self.state as usize] -= 1;
             }
@@ -353,7 +384,11 @@ impl Search {
                     }
                 }
                 Choice::Optional(class) => {
-                    self.used[class] -= 1;
+                    let used = self.used.get_mut(&class).expect("the move used one");
+                    *used -= 1;
+                    if *used == 0 {
+                        self.used.remove(&class);
+                    }
                     self.supply[self.classes[class].write as usize] += 1;
                 }
             }
@@ -373,7 +408,7 @@ impl Search {
             .rev()
             .map(|(choice, _)| match *choice {
                 Choice::Definite(at) => self.definite[at].position,
-                Choice::Optional(class) => self.classes[class].steps[self.used[class] as usize - 1].1,
+                Choice::Optional(class) => self.classes[class].steps[self.used_of(class) as usize - 1].1,
             });
         let stuck = self
             .candidates()

@@ -1,14 +1,17 @@
 //! The states that one key may be in, given what is known.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use crate::history::{Brief, Event, Guard, Kv};
 
-/// States of one key kept apart. Only unseen writes multiply them, by their count squared at the worst.
+/// States of one key kept apart. Only unseen writes multiply them: roughly the hidden gaps times the square
+/// of the unknown writes of the key that may have filled one.
 pub(super) const STATES_MAX: usize = 10_000;
 
 /// What a key that exists may hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Slot {
     /// `None`: a value that no answer showed and no guard names.
     pub(super) value: Option<Bytes>,
@@ -27,10 +30,13 @@ impl Slot {
     }
 }
 
-/// The possible states of a key, at least one; `None` in it: absent.
+/// States (`None`: absent), each with the least number of hidden writes of this key that lead to it.
+pub(super) type States = BTreeMap<Option<Slot>, u32>;
+
+/// The possible states of a key, at least one.
 #[derive(Clone, Debug)]
 pub(super) struct Possible {
-    pub(super) states: Vec<Option<Slot>>,
+    pub(super) states: States,
     /// Who wrote it last, for messages.
     pub(super) writer: Option<usize>,
 }
@@ -38,7 +44,7 @@ pub(super) struct Possible {
 impl Default for Possible {
     fn default() -> Possible {
         Possible {
-            states: vec![None],
+            states: States::from([(None, 0)]),
             writer: None,
         }
     }
@@ -60,21 +66,21 @@ impl Possible {
             version,
         };
         Possible {
-            states: vec![Some(slot)],
+            states: States::from([(Some(slot), 0)]),
             writer: None,
         }
     }
 
     pub(super) fn may_be_present(&self) -> bool {
-        self.states.iter().any(Option::is_some)
+        self.states.keys().any(Option::is_some)
     }
 
     pub(super) fn may_have(&self, value: Option<&Bytes>) -> bool {
-        self.states.iter().any(|state| has(state, value))
+        self.states.keys().any(|state| has(state, value))
     }
 
     pub(super) fn may_not_have(&self, value: Option<&Bytes>) -> bool {
-        self.states.iter().any(|state| !has(state, value))
+        self.states.keys().any(|state| !has(state, value))
     }
 
     /// Keeps the states in which the key has this value (`None`: is absent). `false`: there are none, and
@@ -96,71 +102,72 @@ impl Possible {
     }
 
     fn keep(&mut self, wanted: impl Fn(&Option<Slot>) -> bool) -> bool {
-        let some = self.states.iter().any(&wanted);
+        let some = self.states.keys().any(&wanted);
         if some {
-            self.states.retain(wanted);
+            self.states.retain(|state, _| wanted(state));
         }
         some
     }
 
     pub(super) fn put(&mut self, value: &Bytes, revision: u64) {
-        for state in &mut self.states {
-            *state = Some(after_put(state.as_ref(), Some(value.clone()), revision, revision));
+        for (state, hidden) in std::mem::take(&mut self.states) {
+            let slot = after_put(state.as_ref(), Some(value.clone()), revision, revision);
+            self.add(Some(slot), hidden);
         }
-        self.dedup_from(1);
+    }
+
+    fn add(&mut self, state: Option<Slot>, hidden: u32) {
+        self.states
+            .entry(state)
+            .and_modify(|least| *least = hidden.min(*least))
+            .or_insert(hidden);
     }
 
     /// Removes the key; `false` (and nothing was changed) if it is absent for certain.
     pub(super) fn delete(&mut self) -> bool {
         let present = self.may_be_present();
         if present {
-            self.states = vec![None];
+            let present = self.states.iter().filter(|(state, _)| state.is_some());
+            let least = present.map(|(_, hidden)| *hidden).min();
+            self.states = least.map(|hidden| (None, hidden)).into_iter().collect();
         }
         present
     }
 
-    /// What a hidden gap at `revision` may have put, if the key was in one of `before` and this guard held.
+    /// What a hidden gap at `revision` may have put, if the key was in one of `before` and this guard held. At
+    /// most `hidden_max` hidden gaps can have written this key so far.
     pub(super) fn maybe_put(
         &mut self,
-        before: &[Option<Slot>],
+        before: &States,
         guard: Option<&Guard>,
         value: Option<&Bytes>,
         revision: u64,
+        hidden_max: u32,
     ) {
-        let old = self.states.len();
-        let held = before
-            .iter()
-            .filter(|state| guard.is_none_or(|guard| has(state, guard.value.as_ref())));
-        self.states
-            .extend(held.map(|state| Some(after_put(state.as_ref(), value.cloned(), revision, 0))));
-        self.dedup_from(old);
-    }
-
-    /// What a hidden gap may have deleted.
-    pub(super) fn maybe_delete(&mut self, before: &[Option<Slot>]) {
-        if before.iter().any(Option::is_some) {
-            let old = self.states.len();
-            self.states.push(None);
-            self.dedup_from(old);
+        for (state, hidden) in before.iter().filter(|(_, hidden)| **hidden < hidden_max) {
+            if guard.is_none_or(|guard| has(state, guard.value.as_ref())) {
+                self.add(
+                    Some(after_put(state.as_ref(), value.cloned(), revision, 0)),
+                    hidden + 1,
+                );
+            }
         }
     }
 
-    /// Removes from the states after the first `old` those that are there already.
-    fn dedup_from(&mut self, old: usize) {
-        let mut at = old.min(self.states.len());
-        while at < self.states.len() {
-            if self.states[..at].contains(&self.states[at]) {
-                self.states.swap_remove(at);
-            } else {
-                at += 1;
-            }
+    /// What a hidden gap may have deleted.
+    pub(super) fn maybe_delete(&mut self, before: &States, hidden_max: u32) {
+        for (_, hidden) in before
+            .iter()
+            .filter(|(state, hidden)| state.is_some() && **hidden < hidden_max)
+        {
+            self.add(None, hidden + 1);
         }
     }
 
     pub(super) fn describe(&self) -> String {
         let shown: Vec<String> = self
             .states
-            .iter()
+            .keys()
             .take(4)
             .map(|state| match state {
                 None => "absent".to_string(),
@@ -192,10 +199,10 @@ impl Possible {
 
     /// The event of the put at `revision` that led here, or of a delete.
     pub(super) fn expected(&self, key: &Bytes) -> Expected {
-        let value = self.states.iter().flatten().find_map(|slot| slot.value.clone());
+        let value = self.states.keys().flatten().find_map(|slot| slot.value.clone());
         let numbers = self
             .states
-            .iter()
+            .keys()
             .flatten()
             .map(|slot| (slot.create_revision, slot.version))
             .collect();

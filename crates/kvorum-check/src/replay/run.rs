@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::possible::{Possible, STATES_MAX, Slot};
+use super::possible::{Possible, STATES_MAX, States};
 use super::{Change, violation};
 use crate::history::{Brief, Event, Guard, KeyRange, Kv, Op, Pair, Record, Reply};
 use crate::{Checker, Failure, History, Kind};
@@ -385,8 +385,16 @@ impl<'a> Run<'a> {
             .copied()
             .filter(|at| !self.taken.contains(at))
             .collect();
+        let mut hidden_max: BTreeMap<&Bytes, u32> = BTreeMap::new();
+        for at in &candidates {
+            for (key, _) in writes(&self.history.records()[*at].op) {
+                *hidden_max.entry(key).or_default() += 1;
+            }
+        }
         // Each candidate alone may have written this revision: all start from the states before it.
-        let mut before: BTreeMap<&Bytes, Vec<Option<Slot>>> = BTreeMap::new();
+        let mut before: BTreeMap<&Bytes, States> = BTreeMap::new();
+        // Unnamed values make most of them alike.
+        let mut tried = BTreeSet::new();
         let able: Vec<usize> = candidates
             .iter()
             .copied()
@@ -402,11 +410,14 @@ impl<'a> Run<'a> {
             for (key, value) in writes(&record.op) {
                 let guard = guards.iter().find(|guard| guard.key == key);
                 let named = value.filter(|value| self.guarded.contains(value));
+                if !tried.insert((key, guard, value.is_some(), named)) {
+                    continue;
+                }
                 let possible = possible(&mut self.keys, key);
                 let before = before.entry(key).or_insert_with(|| possible.states.clone());
                 match value {
-                    Some(_) => possible.maybe_put(before, guard, named, revision),
-                    None => possible.maybe_delete(before),
+                    Some(_) => possible.maybe_put(before, guard, named, revision, hidden_max[key]),
+                    None => possible.maybe_delete(before, hidden_max[key]),
                 }
             }
         }

@@ -470,3 +470,64 @@ fn ranges_are_snapshots() {
     with(range(3, vec![pair("k2", 3)])).fails("found absent");
     with(range(2, vec![pair("k1", 2), pair("k2", 3)])).fails("is of revision 2, but shows");
 }
+
+/// Each key doubles the ways to assign the unknown writes; none of them explains the last read.
+#[test]
+fn too_many_ambiguous_gaps_are_undecided() {
+    let ambiguous = |keys: u64| {
+        let mut script = script();
+        for number in 0..keys {
+            let key = Bytes::from(format!("x{number}"));
+            let revision = 2 + number;
+            let (create_revision, mod_revision) = (revision, revision);
+            let seen = Kv {
+                key: key.clone(),
+                value: "v".into(),
+                create_revision,
+                mod_revision,
+                version: 1,
+            };
+            script = script
+                .unknown(1, Op::put(key.clone(), "v"))
+                .unknown(1, Op::put(key.clone(), "v"))
+                .ok(
+                    2,
+                    100,
+                    Op::get(key),
+                    Reply::Get {
+                        revision,
+                        kv: Some(seen),
+                    },
+                );
+        }
+        let last = 1 + keys;
+        Replay::new(&script.get(200, 201, last, Some(kv("a", 1, 1, 1))).0)
+            .unwrap_err()
+            .kind
+    };
+    assert_eq!(ambiguous(7), Kind::Violation);
+    assert_eq!(ambiguous(8), Kind::Undecided);
+}
+
+#[test]
+fn too_many_possible_states_are_undecided() {
+    let hidden = |count: u64| {
+        let mut script = script();
+        for _ in 0..count {
+            script = script.unknown(1, Op::put("k", "v")).unknown(1, Op::delete("k"));
+        }
+        let script = script.ok(
+            2,
+            3,
+            Op::put("x", "1"),
+            Reply::Put {
+                revision: 2 * count + 2,
+            },
+        );
+        Replay::new(&script.0)
+            .map(|replay| replay.revision())
+            .map_err(|failure| failure.kind)
+    };
+    assert_eq!(hidden(10), Ok(22));
+    assert_eq!(hidden(200), Err(Kind::Undecided));
+}
