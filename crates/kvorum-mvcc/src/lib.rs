@@ -7,6 +7,7 @@
 //! - [`StateMachine`] is the applier's: it takes committed entries and answers them.
 //! - [`Reader`] is everyone's: it gives consistent views without waiting for the applier.
 //! - [`SnapshotReader`] and [`SnapshotSink`] carry the state to another member, or to a file and back.
+//! - [`watch::Hub`] turns events into the answers of watch streams.
 //! - [`Store`] is what an engine must do for all of them.
 
 mod cache;
@@ -21,7 +22,7 @@ mod state;
 pub mod store;
 #[cfg(test)]
 mod testing;
-mod watch;
+pub mod watch;
 
 pub use lsm::LsmStore;
 pub use machine::{
