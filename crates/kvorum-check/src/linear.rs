@@ -16,12 +16,12 @@
 //! **Deciders.** Two necessary conditions are judged first, in O(n log n): `stale.rs` and `zones.rs` (after
 //! Gibbons & Korach, *Testing shared memories*, 1997). A register with only reads and writes of distinct
 //! values is decided by them. Every other one goes to a search (`search.rs`; Wing & Gong, *Testing and
-//! verifying concurrent objects*, 1993, with the memoisation of Lowe, *Testing for linearizability*, 2017), bounded
-//! by [`Limits`]; there it is said which branches are not worth taking, and why.
+//! verifying concurrent objects*, 1993, with the memoisation of Lowe, *Testing for linearizability*, 2017),
+//! bounded by [`Limits`]; there it is said which branches are not worth taking, and why.
 //!
-//! **Write every value only once** where the test can: then tens of thousands of operations with a tenth of the
-//! writes unknown are a matter of milliseconds. With few values written again and again, many clients on one
-//! key and many unknown writes the search can run into its bounds.
+//! **Write every value only once** where the test can: then tens of thousands of operations with a tenth of
+//! the writes unknown are a matter of milliseconds. With few values written again and again, many clients on
+//! one key and many unknown writes the search can run into its bounds.
 
 use std::collections::BTreeMap;
 

@@ -6,20 +6,20 @@
 //!   least as large, and a larger one if it wrote;
 //! - every revision has a writer: a gap needs a write of unknown outcome, another one for each gap, invoked
 //!   before anybody was told of that revision;
-//! - values, create and mod revisions, versions, guards and "was absent" are those of the replayed store at the
-//!   answer's revision, reads of several keys included.
+//! - values, create and mod revisions, versions, guards and "was absent" are those of the replayed store at
+//!   the answer's revision, reads of several keys included.
 //!
 //! The history must hold every write to the store since its base.
 //!
-//! **Gaps.** If somebody saw what a gap wrote (an answer, a watcher, the final state), its writer is looked for among
-//! the unknown writes of just that. Otherwise the gap stays *hidden*: a key that an unknown write could have
-//! changed there has from then on several possible states (`possible.rs`), of which later answers strike out
-//! those that contradict them; none left is a violation. The possible states of different keys are kept
-//! apart, and which unknown write filled a hidden gap is not tracked, only how many there are of the key (and,
-//! when gaps are counted, in all): with hidden gaps some violations pass, but nothing correct is flagged. Watchers' events given as
-//! sightings leave no gap hidden that a watcher saw. Where several unknown writes could have written what was seen,
-//! they are tried in turn, up to [`ATTEMPTS_MAX`] times; then the verdict is undecided. Tests that write every value
-//! only once never come there.
+//! **Gaps.** If somebody saw what a gap wrote (an answer, a watcher, the final state), its writer is looked
+//! for among the unknown writes of just that. Otherwise the gap stays *hidden*: a key that an unknown write
+//! could have changed there has from then on several possible states (`possible.rs`), of which later answers
+//! strike out those that contradict them; none left is a violation. The possible states of different keys are
+//! kept apart, and which unknown write filled a hidden gap is not tracked, only how many there are of the key
+//! (and, when gaps are counted, in all): with hidden gaps some violations pass, but nothing correct is
+//! flagged. Watchers' events given as sightings leave no gap hidden that a watcher saw. Where several unknown
+//! writes could have written what was seen, they are tried in turn, up to [`ATTEMPTS_MAX`] times; then the
+//! verdict is undecided. Tests that write every value only once never come there.
 
 use std::collections::BTreeMap;
 

@@ -1,12 +1,12 @@
 //! The watch checker: a watcher must see exactly the replayed changes of its range.
 //!
-//! In order, none twice, none left out, from its start revision to where it stopped; all changes of one revision in
-//! one message, in the order in which the revision made them; and after a progress mark nothing of that revision
-//! or an earlier one. A watcher that stopped anywhere may have seen any prefix of that, unless it is said to be
-//! complete.
+//! In order, none twice, none left out, from its start revision to where it stopped; all changes of one
+//! revision in one message, in the order in which the revision made them; and after a progress mark nothing
+//! of that revision or an earlier one. A watcher that stopped anywhere may have seen any prefix of that,
+//! unless it is said to be complete.
 //!
-//! A revision that nobody saw ([`crate::replay`]'s hidden gaps) is taken as missed only if all unknown writes that could
-//! have written it lie in the watcher's range.
+//! A revision that nobody saw ([`crate::replay`]'s hidden gaps) is taken as missed only if all unknown writes
+//! that could have written it lie in the watcher's range.
 
 use std::ops::RangeInclusive;
 

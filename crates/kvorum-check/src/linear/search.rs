@@ -16,9 +16,9 @@
 //! - *Optional steps by class.* Those with the same requirement and write are taken in the order of their
 //!   calls, so a configuration only counts them; and one that used as many of every class as another or
 //!   more, all else equal, can do nothing that the other cannot (it is dominated).
-//! - *Optional steps when needed.* One is tried only if some step that could come right after it requires what it
-//!   writes, and not what is there already: in a linearization with as few optional steps as possible each one
-//!   is followed by such a step, or it could be left out.
+//! - *Optional steps when needed.* One is tried only if some step that could come right after it requires
+//!   what it writes, and not what is there already: in a linearization with as few optional steps as possible
+//!   each one is followed by such a step, or it could be left out.
 //! - *Last writers.* A value that steps to be placed still require is not overwritten if no step that is left
 //!   could write it again. With distinct values this settles nearly everything.
 

@@ -1,8 +1,8 @@
 //! The plain case of a stale read, whoever wrote the value how often: every write of it was over before
 //! another step began that leaves no room for it, and that one was over before the read began.
 //!
-//! Necessary for linearizability, not sufficient; O(n log n). It spares the search the long way through all orders
-//! that do not matter, and gives the shortest explanation.
+//! Necessary for linearizability, not sufficient; O(n log n). It spares the search the long way through all
+//! orders that do not matter, and gives the shortest explanation.
 
 use super::Finding;
 use super::register::{Register, Require, Step, Value};

@@ -1,19 +1,20 @@
 //! What times alone say about values that are written once: Gibbons & Korach's zones, in O(n log n).
 //!
-//! The *cluster* of a value with one writer is that write and all steps that require the value. In any linearization
-//! the register holds the value from the first of them to the last and never again; so of two clusters one comes
-//! whole before the other (a guarded write that ends one and begins the other stands between). Every other
-//! step that says what the state is or becomes is a cluster of its own: it cannot lie within another's.
+//! The *cluster* of a value with one writer is that write and all steps that require the value. In any
+//! linearization the register holds the value from the first of them to the last and never again; so of two
+//! clusters one comes whole before the other (a guarded write that ends one and begins the other stands
+//! between). Every other step that says what the state is or becomes is a cluster of its own: it cannot lie
+//! within another's.
 //!
 //! Cluster A must come before B if some step of A ended before some step of B was called: `first_end(A) <
-//! last_call(B)`. Two that must each come before the other contradict each other. If `first_end < last_call` the
-//! cluster holds the register for all of that *forward zone*; otherwise `last_call..=first_end` is its
-//! *backward zone*. Two clusters contradict each other exactly if two forward zones overlap, or a backward zone lies
-//! inside a forward one. No register with such a pair is linearizable.
+//! last_call(B)`. Two that must each come before the other contradict each other. If `first_end < last_call`
+//! the cluster holds the register for all of that *forward zone*; otherwise `last_call..=first_end` is its
+//! *backward zone*. Two clusters contradict each other exactly if two forward zones overlap, or a backward
+//! zone lies inside a forward one. No register with such a pair is linearizable.
 //!
-//! With only reads and unguarded writes of distinct values the converse holds as well: the relation has a cycle only
-//! if it has one of length two (follow a shortest one: without a chord its ends would have to decrease all the
-//! way round), so that without a contradiction the clusters can be ordered.
+//! With only reads and unguarded writes of distinct values the converse holds as well: the relation has a
+//! cycle only if it has one of length two (follow a shortest one: without a chord its ends would have to
+//! decrease all the way round), so that without a contradiction the clusters can be ordered.
 
 use super::Finding;
 use super::register::{ABSENT, Register, Require, Step};
@@ -78,8 +79,8 @@ fn writers(register: &Register) -> Vec<u32> {
     writers
 }
 
-/// Fails if two clusters contradict each other. The caller has seen to it that every value that a step requires
-/// has a write that was invoked before the step ended.
+/// Fails if two clusters contradict each other. The caller has seen to it that every value that a step
+/// requires has a write that was invoked before the step ended.
 pub(super) fn check(register: &Register) -> Result<(), Finding> {
     let (mut forward, backward): (Vec<Cluster>, Vec<Cluster>) = clusters(register)
         .into_iter()

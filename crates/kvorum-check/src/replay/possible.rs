@@ -134,8 +134,8 @@ impl Possible {
         present
     }
 
-    /// What a hidden gap at `revision` may have put, if the key was in one of `before` and this guard held. At
-    /// most `hidden_max` hidden gaps can have written this key so far.
+    /// What a hidden gap at `revision` may have put, if the key was in one of `before` and this guard held.
+    /// At most `hidden_max` hidden gaps can have written this key so far.
     pub(super) fn maybe_put(
         &mut self,
         before: &States,
