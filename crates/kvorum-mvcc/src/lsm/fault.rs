@@ -68,11 +68,13 @@ impl std::fmt::Display for Fault {
 /// Runs a call into the tree. An error is classified; a panic counts as damage, because the tree panics on
 /// files that contradict each other and after it does so its state is unknown.
 pub(super) fn guarded<T>(what: &str, call: impl FnOnce() -> lsm_tree::Result<T>) -> Result<T, Fault> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Fault::tree(what, &error)),
-        Err(panic) => Err(Fault::Corrupt(format!("{what}: {}", panic_text(panic.as_ref())))),
-    }
+    caught(what, || call().map_err(|error| Fault::tree(what, &error)))
+}
+
+/// Turns a panic into a fault.
+pub(super) fn caught<T>(what: &str, call: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|panic| Err(Fault::Corrupt(format!("{what}: {}", panic_text(panic.as_ref())))))
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

@@ -172,8 +172,11 @@ impl LsmStore {
         stated.check_files(home.number, &home.tree())?;
         let store = Self::start(home, options, Some(&stated))?;
         layout::remove_leftovers(dir, Some(current.generation))?;
-        store.shared.wait_for_room()?;
-        Ok(store)
+        match store.shared.wait_for_room() {
+            // A full disk is no reason not to start: what is there can be read, and deletes make room.
+            Ok(()) | Err(Fault::NoSpace(_)) => Ok(store),
+            Err(fault) => Err(fault.into()),
+        }
     }
 
     /// Whether a store was created in this directory.

@@ -16,7 +16,7 @@ use lsm_tree::compaction::filter::{Context, ItemAccessor};
 use lsm_tree::compaction::{CompactionFilter, Factory, Leveled, Verdict};
 use lsm_tree::{AbstractTree, InternalValue, Memtable};
 
-use super::fault::{Fault, STOPPED, guarded};
+use super::fault::{Fault, STOPPED, caught, guarded};
 use super::manifest::{self, Manifest};
 use super::{L0_RUNS_MAX, SEALED_MAX, Shared, lock, shape};
 
@@ -145,7 +145,7 @@ fn flush_loop(shared: &Shared) {
             return;
         }
         drop(control);
-        shared.report(shared.flush_step());
+        shared.report(caught("flushing", || shared.flush_step()));
     }
 }
 
@@ -161,7 +161,7 @@ fn compact_loop(shared: &Shared) {
         }
         control.compact = false;
         drop(control);
-        let result = shared.compact_step(&strategy);
+        let result = caught("compacting", || shared.compact_step(&strategy));
         if result.is_err() {
             lock(&shared.control).compact = true;
         }

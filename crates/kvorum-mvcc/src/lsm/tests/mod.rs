@@ -98,7 +98,7 @@ impl Harness for OnDisk {
 #[test]
 fn contract() {
     for seed in 0..2 {
-        contract::run(OnDisk(Vec::new()), seed, 1_500);
+        contract::run(OnDisk(Vec::new()), seed, 1_000);
     }
 }
 
@@ -108,7 +108,7 @@ fn flushes_and_compactions_change_no_answer() {
     let mut store = LsmStore::create(dir.path(), small()).unwrap();
     let mut model = Model::new();
     let mut rng = Rng::new(7);
-    for round in 0..20u64 {
+    for round in 0..12u64 {
         let marks = round * 400 + 1..=round * 400 + 400;
         fill(&store, marks.clone());
         replay(&mut model, marks.clone());
@@ -193,7 +193,7 @@ fn readers_see_whole_batches_while_tables_change() {
             })
             .collect();
         let mut rng = Rng::new(3);
-        for mark in 2..20_000 {
+        for mark in 2..6_000 {
             let (from, to) = (rng.below(ACCOUNTS) as usize, rng.below(ACCOUNTS) as usize);
             let amount = rng.below(balances[from] + 1);
             balances[from] -= amount;
@@ -251,7 +251,7 @@ fn a_long_view_holds_what_it_reads_and_nothing_else() {
     let view = store.view();
     let mut model = Model::new();
     replay(&mut model, 1..=500);
-    fill(&store, 501..=6_000);
+    fill(&store, 501..=2_500);
     store.flush().unwrap();
     let found: Result<Model, _> = view.range(Bound::Unbounded, Bound::Unbounded).collect();
     assert_eq!(found.unwrap(), model);
@@ -270,7 +270,7 @@ fn the_applier_waits_for_flush_and_compaction() {
     };
     let store = LsmStore::create(dir.path(), options.clone()).unwrap();
     let mut runs = 0;
-    for mark in 1..=4_000 {
+    for mark in 1..=600 {
         fill(&store, mark..=mark);
         runs = runs.max(store.shared.tree.l0_run_count());
         let writer = super::lock(&store.shared.writer);

@@ -96,4 +96,9 @@ fn on_a_small_disk() {
     let store = LsmStore::open(&dir.join("store"), small()).unwrap();
     assert_eq!(all(&store).unwrap(), model);
     assert_eq!(super::mark(&store), mark + 50);
+    // A full disk is no reason not to start.
+    drop(store);
+    fs::write(&ballast, vec![1; DISK_BYTES as usize]).unwrap_err();
+    let store = LsmStore::open(&dir.join("store"), small()).unwrap();
+    assert_eq!(all(&store).unwrap(), model);
 }
