@@ -156,13 +156,9 @@ impl Progress {
         }
     }
 
-    /// How many bytes may still be sent; none if the window is full. An empty window takes any size.
-    pub fn window_room(&self, messages_max: usize, bytes_max: usize) -> Option<usize> {
-        if self.window.is_empty() {
-            return Some(bytes_max);
-        }
-        let room = bytes_max.saturating_sub(self.window_bytes);
-        (self.window.len() < messages_max && room > 0).then_some(room)
+    /// Whether nothing may be sent now. The append that fills the window may be larger than its rest.
+    pub fn is_window_full(&self, messages_max: usize, bytes_max: usize) -> bool {
+        self.window.len() >= messages_max || self.window_bytes >= bytes_max
     }
 
     /// An append with entries up to `last` is out.
@@ -188,7 +184,8 @@ impl Progress {
                 self.matched, self.next
             ));
         }
-        if self.window.len() > messages_max || (self.window_bytes > bytes_max && self.window.len() > 1) {
+        let newest = self.window.back().map_or(0, |&(_, bytes)| bytes);
+        if self.window.len() > messages_max || (newest > 0 && self.window_bytes - newest >= bytes_max) {
             return Err(format!(
                 "{} appends, {} bytes are in flight",
                 self.window.len(),

@@ -65,43 +65,35 @@ impl Raft {
     /// As many appends as the window takes; an empty one if one is due and nothing else goes (RP2).
     fn feed_window(&mut self, id: MemberId) {
         let last = self.log.last().index;
-        let (messages_max, bytes_max) = (self.options.window_messages, self.options.window_bytes);
-        loop {
-            let append_max = self.options.append_bytes_max;
-            let Some(peer) = self.peer_mut(id) else { return };
-            let (next, fetching, epoch) = (peer.next, peer.fetch.is_some(), peer.epoch);
-            let Some(room) = peer.window_room(messages_max, bytes_max) else {
-                break;
-            };
-            if next > last || fetching {
+        let (messages_max, window_max) = (self.options.window_messages, self.options.window_bytes);
+        let bytes_max = self.options.append_bytes_max;
+        while let Some(peer) = self.peer_mut(id) {
+            let (next, epoch) = (peer.next, peer.epoch);
+            if next > last || peer.fetch.is_some() || peer.is_window_full(messages_max, window_max) {
                 break;
             }
             if self.log.term_at(next - 1).is_none() {
                 return self.want_snapshot(id);
             }
-            let room = room.min(append_max);
-            let Some(entries) = self.log.read(next, last, room) else {
-                let fetch = PeerFetch {
-                    id: self.next_fetch(),
-                    epoch,
-                    from: next,
-                };
-                if let Some(peer) = self.peer_mut(id) {
-                    peer.fetch = Some(fetch);
+            match self.log.read(next, last, bytes_max) {
+                Some(entries) => self.send_in_window(id, entries),
+                None => {
+                    let fetch = PeerFetch {
+                        id: self.next_fetch(),
+                        epoch,
+                        from: next,
+                    };
+                    if let Some(peer) = self.peer_mut(id) {
+                        peer.fetch = Some(fetch);
+                    }
+                    self.outbox.push(Effect::Fetch {
+                        id: fetch.id,
+                        from: next,
+                        to: last,
+                        bytes_max,
+                    });
                 }
-                let effect = Effect::Fetch {
-                    id: fetch.id,
-                    from: next,
-                    to: last,
-                    bytes_max: room,
-                };
-                self.outbox.push(effect);
-                break;
-            };
-            if !self.fits_window(id, &entries) {
-                break;
             }
-            self.send_in_window(id, entries);
         }
         if self
             .peer_mut(id)
@@ -112,18 +104,6 @@ impl Raft {
         if let Some(peer) = self.peer_mut(id) {
             peer.poked = false;
         }
-    }
-
-    /// A single entry larger than the room waits until the window is empty.
-    fn fits_window(&mut self, id: MemberId, entries: &[Entry]) -> bool {
-        let (messages_max, bytes_max) = (self.options.window_messages, self.options.window_bytes);
-        let bytes: usize = entries.iter().map(crate::log::entry_bytes).sum();
-        self.peer_mut(id).is_some_and(|peer| {
-            peer.in_flight().0 == 0
-                || peer
-                    .window_room(messages_max, bytes_max)
-                    .is_some_and(|room| bytes <= room)
-        })
     }
 
     fn send_in_window(&mut self, id: MemberId, entries: Vec<Entry>) {
@@ -350,19 +330,7 @@ impl Raft {
         let Some(fetch) = peer.fetch.take() else { return };
         let stands = peer.stream == Stream::Replicate && peer.epoch == fetch.epoch && peer.next == fetch.from;
         if self.check_fetched(fetch.from, &entries) && stands {
-            let mut entries = entries;
-            // The window may have shrunk since; one append takes what it may.
-            let mut bytes = 0;
-            let max = self.options.append_bytes_max.min(self.options.window_bytes);
-            let fits = entries.iter().take_while(|entry| {
-                bytes += crate::log::entry_bytes(entry);
-                bytes <= max
-            });
-            let count = fits.count().max(1);
-            entries.truncate(count);
-            if self.fits_window(peer_id, &entries) {
-                self.send_in_window(peer_id, entries);
-            }
+            self.send_in_window(peer_id, entries);
         }
     }
 }
