@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use kvorum_model::{Command, Revision};
 use kvorum_mvcc::Applied;
+use kvorum_proto::etcdserverpb::ResponseHeader;
 use kvorum_proto::etcdserverpb::cluster_server::ClusterServer;
 use kvorum_proto::etcdserverpb::kv_server::KvServer;
 use kvorum_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use kvorum_proto::etcdserverpb::watch_server::WatchServer;
-use kvorum_proto::etcdserverpb::{ResponseHeader, watch_server::Watch};
 use kvorum_proto::grpc_health::v1::health_server::HealthServer;
 use kvorum_proto::kv::kv_store_server::KvStoreServer;
 use kvorum_proto::kvorum::v1::kvorum_server::KvorumServer;
@@ -21,7 +21,10 @@ use crate::metrics::Metrics;
 use crate::reads::Reads;
 use crate::rest::RestApi;
 use crate::routes::{Routes, RoutesBuilder};
-use crate::services::{ClusterService, Context, EtcdKv, HealthService, KvorumService, MaintenanceService};
+use crate::services::{
+    ClusterService, Context, EtcdKv, EtcdWatch, HealthService, KvorumService, MaintenanceService,
+};
+use crate::watching::WatchHandle;
 
 /// What gRPC adds to a request of the largest size: above it the message is not even read (etcd's grpcOverheadBytes).
 pub const WIRE_OVERHEAD_BYTES: usize = 512 * 1024;
@@ -94,14 +97,14 @@ impl Core {
 }
 
 /// All services of the client port.
-pub fn routes(core: &Core, watch: impl Watch) -> Routes {
+pub fn routes(core: &Core, watch: WatchHandle) -> Routes {
     add_services(RoutesBuilder::default(), core, watch)
         .rest(Arc::new(RestApi::new(core.clone())))
         .build()
 }
 
 /// Adds the services of clients to a table, the most used first.
-pub fn add_services(builder: RoutesBuilder, core: &Core, watch: impl Watch) -> RoutesBuilder {
+pub fn add_services(builder: RoutesBuilder, core: &Core, watch: WatchHandle) -> RoutesBuilder {
     let wire_max = core.handle.limits().request_bytes_max + WIRE_OVERHEAD_BYTES;
     let maintenance = MaintenanceServer::new(MaintenanceService::new(core.clone()));
     let kv_store = KvStoreServer::new(RaftKvStore::new(core.clone()));
@@ -110,7 +113,10 @@ pub fn add_services(builder: RoutesBuilder, core: &Core, watch: impl Watch) -> R
             KvServer::new(EtcdKv::new(core.clone())).max_decoding_message_size(wire_max),
             &["Put", "DeleteRange", "Txn", "Compact"],
         )
-        .grpc(WatchServer::new(watch).max_decoding_message_size(wire_max), &[])
+        .grpc(
+            WatchServer::new(EtcdWatch::new(core.clone(), watch)).max_decoding_message_size(wire_max),
+            &[],
+        )
         .grpc(
             KvorumServer::new(KvorumService::new(core.clone())).max_decoding_message_size(wire_max),
             &[

@@ -185,7 +185,7 @@ struct Shared {
     pending: Arc<Pending>,
     node: RwLock<Arc<NodeStatus>>,
     figures: RwLock<StoreFigures>,
-    state: RwLock<Arc<dyn LocalState>>,
+    state: Arc<dyn LocalState>,
     // Copies of what each request needs of the above, without a lock.
     term: AtomicU64,
     leader: AtomicU64,
@@ -217,7 +217,7 @@ pub fn replica_handle<X: Send + 'static>(
         key_bytes_max: AtomicU64::new(node.cluster.settings.key_bytes_max),
         node: RwLock::new(Arc::new(node)),
         figures: RwLock::new(figures),
-        state: RwLock::new(state),
+        state,
     });
     (ReplicaHandle(shared.clone()), ReplicaPort(shared))
 }
@@ -249,11 +249,6 @@ impl ReplicaPort {
     pub fn publish_figures(&self, figures: StoreFigures) {
         *self.0.figures.write().expect("no holder of the lock panics") = figures;
     }
-
-    /// Another store took the place of the one that was read so far: a snapshot was installed.
-    pub fn publish_state(&self, state: Arc<dyn LocalState>) {
-        *self.0.state.write().expect("no holder of the lock panics") = state;
-    }
 }
 
 impl ReplicaHandle {
@@ -278,8 +273,8 @@ impl ReplicaHandle {
     }
 
     /// The local state, to be read as it is. For a linearizable read take it after [`Self::read_barrier`].
-    pub fn state(&self) -> Arc<dyn LocalState> {
-        self.0.state.read().expect("no holder of the lock panics").clone()
+    pub fn state(&self) -> &Arc<dyn LocalState> {
+        &self.0.state
     }
 
     /// The term as last published.

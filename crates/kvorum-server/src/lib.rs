@@ -18,5 +18,6 @@ pub mod reads;
 pub mod rest;
 pub mod routes;
 pub mod services;
+pub mod watching;
 
 pub use options::{Address, Founder, OptionsError, ServeOptions};

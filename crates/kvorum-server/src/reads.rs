@@ -39,7 +39,7 @@ impl Reads {
 
     /// A range.
     pub(crate) async fn range(&self, request: RangeRequest) -> Result<Answered<RangeResponse>, Status> {
-        let state = self.handle.state();
+        let state = self.handle.state().clone();
         let is_short = request.range.is_point() || state.facts().keys <= SHORT_WALK_KEYS;
         let read = move |state: &dyn LocalState, bytes_max| state.range(&request, bytes_max);
         self.within_budget(state, is_short, read, range_bytes).await
@@ -47,7 +47,7 @@ impl Reads {
 
     /// A transaction that only reads.
     pub(crate) async fn txn(&self, txn: TxnRequest) -> Result<Answered<TxnResponse>, Status> {
-        let state = self.handle.state();
+        let state = self.handle.state().clone();
         let is_short = state.facts().keys <= SHORT_WALK_KEYS || touches_only_points(&txn);
         let read = move |state: &dyn LocalState, bytes_max| state.read_txn(&txn, bytes_max);
         self.within_budget(state, is_short, read, txn_bytes).await
@@ -61,7 +61,7 @@ impl Reads {
         records_max: usize,
         bytes_max: usize,
     ) -> Result<Seen<Page>, Status> {
-        let state = self.handle.state();
+        let state = self.handle.state().clone();
         blocking(move || state.page(&range, at, records_max, bytes_max))
             .await?
             .map_err(state_status)
@@ -69,7 +69,7 @@ impl Reads {
 
     /// How many keys a range has at a revision.
     pub(crate) async fn count(&self, range: KeyRange, at: Revision) -> Result<i64, Status> {
-        let state = self.handle.state();
+        let state = self.handle.state().clone();
         let request = RangeRequest {
             range,
             revision: at,

@@ -4,12 +4,14 @@
 
 mod context;
 mod etcd_kv;
+mod etcd_watch;
 mod health;
 mod kvorum_v1;
 mod maintenance;
 
 pub(crate) use context::Context;
 pub use etcd_kv::EtcdKv;
+pub use etcd_watch::{EtcdWatch, WatchStream};
 pub use health::HealthService;
 pub use kvorum_v1::KvorumService;
 pub(crate) use maintenance::storage_version;
