@@ -290,3 +290,227 @@ impl<'a> Intervals<'a> {
             .is_some_and(|(_, end)| end.reaches(key))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::types::{Compare, CompareResult, CompareTarget};
+
+    fn bytes(text: &str) -> Bytes {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    fn put(key: &str) -> RequestOp {
+        RequestOp::Put(PutRequest {
+            key: bytes(key),
+            ..PutRequest::default()
+        })
+    }
+
+    fn delete(key: &str, end: &str) -> RequestOp {
+        let range = KeyRange {
+            key: bytes(key),
+            end: bytes(end),
+        };
+        RequestOp::DeleteRange(DeleteRangeRequest {
+            range,
+            prev_kv: false,
+        })
+    }
+
+    fn range(key: &str) -> RequestOp {
+        RequestOp::Range(RangeRequest {
+            range: KeyRange::point(bytes(key)),
+            ..RangeRequest::default()
+        })
+    }
+
+    fn txn(success: Vec<RequestOp>, failure: Vec<RequestOp>) -> TxnRequest {
+        TxnRequest {
+            compare: vec![],
+            success,
+            failure,
+        }
+    }
+
+    fn nested(success: Vec<RequestOp>, failure: Vec<RequestOp>) -> RequestOp {
+        RequestOp::Txn(txn(success, failure))
+    }
+
+    #[track_caller]
+    fn check(ops: Vec<RequestOp>, expected: Result<(), Error>) {
+        let limits = CommandLimits::default();
+        assert_eq!(txn(ops.clone(), vec![]).validate(&limits), expected);
+        assert_eq!(txn(vec![], ops).validate(&limits), expected, "in the other list");
+    }
+
+    /// The corners of etcd's `checkIntervals`, and those in which kvorum is stricter.
+    #[test]
+    fn no_key_is_written_twice() {
+        let twice = Err(Error::DuplicateKey);
+        check(vec![put("a"), put("b")], Ok(()));
+        check(vec![put("a"), put("a")], twice.clone());
+        check(vec![put("a"), delete("a", "")], twice.clone());
+        check(vec![delete("a", "c"), put("b")], twice.clone());
+        check(vec![put("c"), delete("a", "c")], Ok(()));
+        check(vec![delete("a", "c"), delete("b", "d")], Ok(()));
+        check(vec![delete("c", "a"), put("b")], Ok(()));
+        check(vec![delete("a", "b"), delete("b", "c"), put("bb")], twice.clone());
+        check(
+            vec![delete("b", "c"), delete("a", "z"), delete("c", "d"), put("y")],
+            twice.clone(),
+        );
+        // Nested: the lists of one child exclude each other, those of siblings do not.
+        check(vec![nested(vec![put("a")], vec![put("a")])], Ok(()));
+        check(vec![nested(vec![put("a")], vec![delete("a", "")])], Ok(()));
+        check(vec![nested(vec![put("a")], vec![]), put("a")], twice.clone());
+        check(
+            vec![nested(vec![put("a")], vec![]), nested(vec![], vec![put("a")])],
+            twice.clone(),
+        );
+        check(
+            vec![nested(vec![], vec![put("a")]), delete("a", "b")],
+            twice.clone(),
+        );
+        check(
+            vec![
+                nested(vec![delete("a", "c")], vec![]),
+                nested(vec![put("b")], vec![]),
+            ],
+            twice.clone(),
+        );
+        check(
+            vec![nested(vec![nested(vec![put("a")], vec![])], vec![]), put("a")],
+            twice.clone(),
+        );
+        // etcd lets these two through.
+        check(
+            vec![
+                nested(vec![put("b")], vec![]),
+                nested(vec![delete("a", "c")], vec![]),
+            ],
+            twice.clone(),
+        );
+        check(vec![delete("a", "\0"), put("b")], twice.clone());
+        check(vec![delete("b", "\0"), put("a")], Ok(()));
+    }
+
+    #[test]
+    fn checks_come_in_etcds_order() {
+        let limits = CommandLimits::default();
+        let request = PutRequest {
+            ignore_value: true,
+            ignore_lease: true,
+            lease: 1,
+            ..PutRequest::default()
+        };
+        let with = |key: &str, value: &str| {
+            Command::Put(PutRequest {
+                key: bytes(key),
+                value: bytes(value),
+                ..request.clone()
+            })
+            .validate(&limits)
+        };
+        assert_eq!(with("", "v"), Err(Error::EmptyKey));
+        assert_eq!(with("k", "v"), Err(Error::ValueProvided));
+        assert_eq!(with("k", ""), Err(Error::LeaseProvided));
+        check(vec![put("a"), put("a"), put("")], Err(Error::EmptyKey));
+        check(vec![range("")], Err(Error::EmptyKey));
+        check(vec![delete("", "")], Err(Error::EmptyKey));
+        let compare = Compare {
+            range: KeyRange::default(),
+            result: CompareResult::Equal,
+            target: CompareTarget::Version(0),
+        };
+        let mut request = txn(vec![put("")], vec![]);
+        request.compare.push(compare);
+        assert_eq!(request.validate(&limits), Err(Error::EmptyKey));
+    }
+
+    #[test]
+    fn the_budget_of_operations_is_shared_with_what_is_nested() {
+        let limits = CommandLimits::default();
+        let many = |count: usize| (0..count).map(|_| range("a")).collect::<Vec<_>>();
+        let count = |outer: usize, inner: usize| {
+            let mut ops = many(outer - 1);
+            ops.push(nested(many(inner), vec![]));
+            txn(ops, vec![]).validate(&limits)
+        };
+        assert_eq!(txn(many(128), many(128)).validate(&limits), Ok(()));
+        assert_eq!(txn(many(129), vec![]).validate(&limits), Err(Error::TooManyOps));
+        assert_eq!(count(1, 127), Ok(()));
+        assert_eq!(count(1, 128), Err(Error::TooManyOps));
+        assert_eq!(count(100, 28), Ok(()));
+        assert_eq!(count(100, 29), Err(Error::TooManyOps));
+        let deep = |depth: usize| {
+            let mut ops = vec![];
+            for _ in 1..depth {
+                ops = vec![nested(ops, vec![])];
+            }
+            txn(ops, vec![]).validate(&limits)
+        };
+        assert_eq!(deep(limits::TXN_DEPTH_MAX), Ok(()));
+        assert_eq!(deep(limits::TXN_DEPTH_MAX + 1), Err(Error::TooManyOps));
+    }
+
+    #[test]
+    fn sizes_are_limited() {
+        let limits = CommandLimits {
+            key_bytes_max: 4,
+            request_bytes_max: 100,
+            ..CommandLimits::default()
+        };
+        let put = |key: usize, value: usize| {
+            let request = PutRequest {
+                key: vec![b'k'; key].into(),
+                value: vec![0; value].into(),
+                ..PutRequest::default()
+            };
+            Command::Put(request)
+        };
+        let room = 100 - put(4, 0).encoded_len();
+        assert_eq!(put(4, room).validate(&limits), Ok(()));
+        assert_eq!(put(4, room + 1).validate(&limits), Err(Error::RequestTooLarge));
+        assert_eq!(
+            put(5, 0).validate(&limits),
+            Err(Error::KeyTooLarge { bytes: 5, max: 4 })
+        );
+        // A page begins after the last key, that is, with a byte more.
+        let range = |key: usize, end: usize| {
+            let range = KeyRange {
+                key: vec![1; key].into(),
+                end: vec![1; end].into(),
+            };
+            RangeRequest {
+                range,
+                ..RangeRequest::default()
+            }
+            .validate(&limits)
+        };
+        assert_eq!(range(5, 5), Ok(()));
+        assert_eq!(range(6, 0), Err(Error::KeyTooLarge { bytes: 6, max: 5 }));
+        assert_eq!(range(1, 6), Err(Error::KeyTooLarge { bytes: 6, max: 5 }));
+        let setting = |bytes| Command::ClusterSetting(Setting::KeyBytesMax(bytes)).validate(&limits);
+        assert_eq!(setting(32_000), Ok(()));
+        assert_eq!(
+            setting(32_001),
+            Err(Error::KeyTooLarge {
+                bytes: 32_001,
+                max: 32_000
+            })
+        );
+    }
+
+    #[test]
+    fn only_reads_can_be_answered_without_the_log() {
+        assert!(txn(vec![range("a")], vec![range("b")]).is_read_only());
+        assert!(txn(vec![], vec![]).is_read_only());
+        assert!(!txn(vec![nested(vec![range("a")], vec![])], vec![]).is_read_only());
+        assert!(!txn(vec![], vec![delete("a", "")]).is_read_only());
+        assert!(txn(vec![nested(vec![], vec![put("a")])], vec![]).has_put());
+        assert!(!txn(vec![delete("a", "")], vec![]).has_put());
+    }
+}
