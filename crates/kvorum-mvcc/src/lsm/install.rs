@@ -107,6 +107,9 @@ impl LsmStore {
     pub fn make_current(&self, record: InstallRecord) -> Result<(), StoreError> {
         self.flush()?;
         let home = &self.shared.home;
+        if Current::read(home.dir())?.is_none_or(|current| current.generation > home.number) {
+            return Err(Fault::Invalid("a newer store has taken this one's place".into()).into());
+        }
         let current = Current {
             generation: home.number,
             record: Some(record),
