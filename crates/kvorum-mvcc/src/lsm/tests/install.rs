@@ -52,7 +52,10 @@ fn an_installed_snapshot_replaces_the_store_and_old_views_stay() {
     assert_eq!((mark(&new), new.flushed_mark()), (9_000, 9_000));
     assert_eq!(all(&new).unwrap(), records(2_000).into_iter().collect());
     assert!(old.install_record().is_err(), "another store is current");
-    assert!(old.make_current(record).is_err(), "the old store does not come back");
+    assert!(
+        old.make_current(record).is_err(),
+        "the old store does not come back"
+    );
 
     drop(old);
     let found: Result<Model, _> = view.range(Bound::Unbounded, Bound::Unbounded).collect();
