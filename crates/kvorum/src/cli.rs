@@ -5,7 +5,7 @@ use std::future::Future;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::{self, Code, Failure};
 use crate::{bench, demo, serve, verbs};
@@ -61,7 +61,8 @@ pub enum Command {
 /// # Errors
 /// The exit code: of success after help, of a usage error after its one line on stderr.
 pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, ExitCode> {
-    let error = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.collect();
+    let error = match Cli::try_parse_from(&args) {
         Ok(cli) => return Ok(cli.command),
         Err(error) => error,
     };
@@ -75,44 +76,36 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, ExitCode> 
             let _ = error.print();
             Err(ExitCode::from(Code::Usage as u8))
         }
-        _ => Err(Failure::usage(one_line(&error.render().to_string())).report()),
+        _ => Err(Failure::usage(one_line(&error.render().to_string(), &args)).report()),
     }
 }
 
-/// What clap says over several lines, in one: the complaint, the tip, and whose help to read.
-fn one_line(rendered: &str) -> String {
-    let lines = rendered
-        .strip_prefix("error: ")
-        .unwrap_or(rendered)
+/// The words of a command line that name a command: what help is asked for.
+fn named_command(args: &[OsString]) -> String {
+    let mut words = vec!["kvorum"];
+    let mut command = &Cli::command();
+    for word in args.iter().skip(1).filter_map(|arg| arg.to_str()) {
+        let Some(found) = command.find_subcommand(word) else {
+            break;
+        };
+        words.push(found.get_name());
+        command = found;
+    }
+    words.join(" ")
+}
+
+/// What clap says over several lines, in one: the complaint, the tips, and whose help to read.
+fn one_line(rendered: &str, args: &[OsString]) -> String {
+    let text = rendered.strip_prefix("error: ").unwrap_or(rendered);
+    let complaint: Vec<&str> = text
         .lines()
-        .map(str::trim);
-    let mut paragraphs: Vec<Vec<&str>> = vec![Vec::new()];
-    for line in lines {
-        match line {
-            "" => paragraphs.push(Vec::new()),
-            _ => paragraphs.last_mut().expect("it starts with one").push(line),
-        }
-    }
-    let mut text = paragraphs[0].join(" ");
-    let tips = paragraphs
-        .iter()
-        .flatten()
-        .filter_map(|line| line.strip_prefix("tip: "));
-    for tip in tips {
-        text.push_str("; ");
-        text.push_str(tip);
-    }
-    let usage = paragraphs
-        .iter()
-        .flatten()
-        .find_map(|line| line.strip_prefix("Usage: "))
-        .unwrap_or("kvorum");
-    let command: Vec<&str> = usage
-        .split(' ')
-        .take_while(|word| !word.starts_with(['[', '<', '-']))
+        .map(str::trim)
+        .take_while(|line| !line.is_empty())
         .collect();
-    text.push_str(&format!("; see `{} --help`", command.join(" ")));
-    text
+    let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
+    let mut line = tips.fold(complaint.join(" "), |line, tip| format!("{line}; {tip}"));
+    line.push_str(&format!("; see `{} --help`", named_command(args)));
+    line
 }
 
 /// Carries a command out.
@@ -153,7 +146,6 @@ fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_sound() {
@@ -162,9 +154,9 @@ mod tests {
 
     #[track_caller]
     fn check(args: &[&str], expected: &str) {
-        let error = Cli::try_parse_from(args)
-            .err()
-            .map(|e| one_line(&e.render().to_string()));
+        let words: Vec<OsString> = args.iter().map(OsString::from).collect();
+        let error = Cli::try_parse_from(args).err();
+        let error = error.map(|e| one_line(&e.render().to_string(), &words));
         let error = error.unwrap_or_else(|| panic!("{args:?} was taken"));
         assert!(error.contains(expected), "{error}");
         assert!(!error.contains('\n'), "{error}");
@@ -182,6 +174,11 @@ mod tests {
             "a similar argument exists: '--name'",
         );
         check(&["kvorum", "get"], "<KEY>");
+        check(&["kvorum", "put", "k", "--lease", "x"], "see `kvorum put --help`");
+        check(
+            &["kvorum", "member", "add", "n"],
+            "see `kvorum member add --help`",
+        );
         check(&["kvorum", "frobnicate"], "unrecognized subcommand 'frobnicate'");
         check(&["kvorum", "get", "k", "--timeout", "5"], "`5` is not a duration");
     }

@@ -87,8 +87,8 @@ pub async fn run(args: ImportArgs) -> Result<(), Failure> {
     import.progress.finish_and_clear();
     let records = import.records;
     if let Err(failure) = outcome {
-        let word = format!("stopped after {records} records, run it again when mended");
-        return Err(failure.context(&word));
+        // Of the batches in flight some may be written too; writing them again does no harm.
+        return Err(failure.context(&format!("import stopped with {records} records or more written")));
     }
     let elapsed = started.elapsed();
     match args.client.json() {

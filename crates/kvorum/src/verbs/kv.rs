@@ -280,7 +280,12 @@ async fn print_pages(
         for kv in &answer.kvs {
             if json {
                 out.write_all(if first { b"\n" } else { b",\n" })?;
-                serde_json::to_writer(&mut *out, &Record::from(kv)).map_err(std::io::Error::from)?;
+                let record = if request.keys_only {
+                    Record::without_value(kv)
+                } else {
+                    Record::from(kv)
+                };
+                serde_json::to_writer(&mut *out, &record).map_err(std::io::Error::from)?;
             } else {
                 print(out, kv)?;
             }
@@ -290,7 +295,6 @@ async fn print_pages(
         match answer.kvs.last() {
             Some(last) if answer.more && left > 0 => {
                 request.key = [last.key.as_ref(), &[0]].concat().into();
-                first = false;
             }
             _ => break,
         }

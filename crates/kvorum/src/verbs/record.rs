@@ -119,6 +119,15 @@ impl<'a> From<&'a mvcc::KeyValue> for Record<'a> {
     }
 }
 
+impl<'a> Record<'a> {
+    /// Without the value, which was not asked for.
+    pub fn without_value(kv: &'a mvcc::KeyValue) -> Self {
+        let mut record = Record::from(kv);
+        record.line.value = None;
+        record
+    }
+}
+
 /// Records where the protocol has them.
 pub fn records(kvs: &[mvcc::KeyValue]) -> Vec<Record<'_>> {
     kvs.iter().map(Record::from).collect()

@@ -191,7 +191,11 @@ pub fn table(answers: &[Answer]) -> String {
                     .unwrap_or("?")
                     .to_owned();
                 let _ = writeln!(remarks, "{name}: {error}");
-                rows.push(vec![name, answer.endpoint.clone(), "unreachable".to_owned()]);
+                let state = match error {
+                    Error::Rejected { .. } => "refuses",
+                    _ => "unreachable",
+                };
+                rows.push(vec![name, answer.endpoint.clone(), state.to_owned()]);
             }
         }
     }
