@@ -39,10 +39,16 @@ pub struct Replica<D: Disk, S: Store> {
     pub apply: ApplyDriver<S>,
 }
 
-/// The first write of a founder's log: the entry that all founders agree on (MB12).
+/// The first write of a founder's log: the entry that all founders agree on (MB12), and its term, below which
+/// the current term never is (RS2).
 pub fn founding_write(founders: &[u64]) -> Write {
+    let entry = entry_to_log(&founders_entry(founders.iter().copied()));
     Write {
-        entries: vec![entry_to_log(&founders_entry(founders.iter().copied()))],
+        hard_state: Some(kvorum_wal::HardState {
+            term: entry.term,
+            vote: 0,
+        }),
+        entries: vec![entry],
         ..Write::default()
     }
 }
