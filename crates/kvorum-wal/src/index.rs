@@ -78,7 +78,15 @@ pub struct Index<F> {
     pub base_index: u64,
     pub last_index: u64,
     runs: VecDeque<Run>,
-    pub segments: BTreeMap<u64, Arc<SegmentFile<F>>>,
+    segments: BTreeMap<u64, Kept<F>>,
+}
+
+/// A segment with entries, or between such.
+#[derive(Debug)]
+struct Kept<F> {
+    segment: Arc<SegmentFile<F>>,
+    /// Everything before is durable and valid.
+    end: u64,
 }
 
 impl<F> Index<F> {
@@ -129,9 +137,36 @@ impl<F> Index<F> {
         }
     }
 
-    /// The oldest segment with an entry of the log.
-    pub fn oldest_segment(&self) -> Option<u64> {
-        self.runs.front().map(|run| run.segment)
+    /// Keeps a segment, or notes its new end.
+    pub fn keep(&mut self, segment: Arc<SegmentFile<F>>, end: u64) {
+        self.segments.insert(segment.header.number, Kept { segment, end });
+    }
+
+    /// Forgets the segments before the one with the oldest entry (or before `current`, without entries), and
+    /// returns them.
+    pub fn drop_purged(&mut self, current: u64) -> Vec<Arc<SegmentFile<F>>> {
+        let oldest = self.runs.front().map_or(current, |run| run.segment);
+        let kept = self.segments.split_off(&oldest);
+        let dropped = std::mem::replace(&mut self.segments, kept);
+        dropped.into_values().map(|dropped| dropped.segment).collect()
+    }
+
+    pub fn contains_segment(&self, number: u64) -> bool {
+        self.segments.contains_key(&number)
+    }
+
+    /// The first segment above this number, and its end.
+    pub fn segment_after(&self, number: u64) -> Option<(Arc<SegmentFile<F>>, u64)> {
+        let (_, kept) = self.segments.range(number + 1..).next()?;
+        Some((kept.segment.clone(), kept.end))
+    }
+
+    /// How many segments, and how many bytes up to their ends.
+    pub fn extent(&self) -> (u64, u64) {
+        (
+            self.segments.len() as u64,
+            self.segments.values().map(|kept| kept.end).sum(),
+        )
     }
 
     /// The runs that hold `from..=to`, each with the last index that is to be taken from it, until they have
@@ -147,9 +182,8 @@ impl<F> Index<F> {
             && run.first_index <= to
         {
             let next = self.runs.get(at + 1).map_or(u64::MAX, |next| next.first_index);
-            let Some(segment) = self.segments.get(&run.segment) else {
-                break;
-            };
+            let kept = self.segments.get(&run.segment);
+            let segment = &kept.expect("the segments of all runs are kept").segment;
             found.push((*run, to.min(next - 1), segment.clone()));
             if found.len() > 1 {
                 bytes += run.bytes as usize;

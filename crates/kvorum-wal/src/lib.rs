@@ -21,6 +21,7 @@ pub mod disk;
 mod batch;
 mod error;
 mod format;
+mod frames;
 mod index;
 mod reader;
 mod recovery;

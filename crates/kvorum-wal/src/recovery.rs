@@ -18,21 +18,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::WalError;
 use crate::disk::{Disk, DiskFile, ListedFile, read_full_at};
-use crate::format::{
-    Defect, FORMAT_VERSION, FRAME_HEADER_BYTES, FrameHeader, Head, PAGE_BYTES, Record, SegmentHeader,
-    checksum_seed,
-};
-use crate::replay::{Collected, Frame, Replay, head_of};
+use crate::format::{Defect, FORMAT_VERSION, FrameHeader, Head, PAGE_BYTES, Record, SegmentHeader};
+use crate::frames::{Frame, FrameReader, Slot, head_of};
+use crate::replay::{Collected, Replay};
 use crate::segments::{SegmentFile, segment_name, segment_number};
 use crate::state::LogState;
 use crate::types::RecoveryReport;
-
-/// Segments are read in pieces of this size.
-const CHUNK_BYTES: usize = 256 << 10;
 
 /// The log as it was found. `state` and `index` are as of the end of what is proved; `tail` comes after it.
 #[derive(Debug)]
@@ -60,7 +53,6 @@ pub struct Found<F> {
 
 /// A segment file with a valid header.
 struct Candidate<F> {
-    header: SegmentHeader,
     segment: Arc<SegmentFile<F>>,
     /// How long the file is.
     size: u64,
@@ -72,85 +64,6 @@ enum First {
     Valid(FrameHeader, Head),
     Torn(FrameHeader),
     Nothing,
-}
-
-/// What an offset holds.
-enum Slot {
-    Valid(Frame),
-    Torn(FrameHeader),
-    Nothing,
-}
-
-/// Reads a segment's frames through a chunk in memory.
-struct FrameReader<'a, F> {
-    header: &'a SegmentHeader,
-    segment: &'a SegmentFile<F>,
-    /// Nothing exists from here on.
-    limit: u64,
-    chunk: Bytes,
-    chunk_at: u64,
-}
-
-impl<'a, F: DiskFile> FrameReader<'a, F> {
-    fn new(candidate: &'a Candidate<F>, limit: u64) -> FrameReader<'a, F> {
-        let limit = limit.min(candidate.size);
-        FrameReader {
-            header: &candidate.header,
-            segment: &candidate.segment,
-            limit,
-            chunk: Bytes::new(),
-            chunk_at: 0,
-        }
-    }
-
-    /// `length` bytes at `offset`; `None` if they are not all before the limit.
-    fn bytes(&mut self, offset: u64, length: usize) -> Result<Option<Bytes>, WalError> {
-        if offset + length as u64 > self.limit {
-            return Ok(None);
-        }
-        if offset < self.chunk_at || offset + length as u64 > self.chunk_at + self.chunk.len() as u64 {
-            let size = (length.max(CHUNK_BYTES) as u64).min(self.limit - offset) as usize;
-            let mut chunk = vec![0; size];
-            let read = read_full_at(&self.segment.file, &mut chunk, offset)
-                .map_err(|e| WalError::io("reading", &self.segment.path, &e))?;
-            chunk.truncate(read);
-            self.chunk = chunk.into();
-            self.chunk_at = offset;
-        }
-        let at = (offset - self.chunk_at) as usize;
-        Ok((at + length <= self.chunk.len()).then(|| self.chunk.slice(at..at + length)))
-    }
-
-    fn header_at(&mut self, offset: u64) -> Result<Option<FrameHeader>, WalError> {
-        let bytes = self.bytes(offset, FRAME_HEADER_BYTES)?;
-        Ok(bytes.and_then(|bytes| FrameHeader::decode(&bytes, self.header)))
-    }
-
-    fn slot(&mut self, offset: u64) -> Result<Slot, WalError> {
-        let Some(header) = self.header_at(offset)? else {
-            return Ok(Slot::Nothing);
-        };
-        let payload = self.bytes(offset + FRAME_HEADER_BYTES as u64, header.payload_bytes as usize)?;
-        Ok(match payload {
-            Some(payload) if header.matches(&payload) => Slot::Valid(Frame {
-                header,
-                offset,
-                payload,
-            }),
-            _ => Slot::Torn(header),
-        })
-    }
-
-    /// Where the next valid frame header behind `offset` is.
-    fn search(&mut self, mut offset: u64) -> Result<Option<u64>, WalError> {
-        while offset + PAGE_BYTES < self.limit {
-            offset += PAGE_BYTES;
-            if self.header_at(offset)?.is_some() {
-                return Ok(Some(offset));
-            }
-        }
-        Ok(None)
-    }
 }
 
 /// Reads the log in `dir`, of which `files` is the listing.
@@ -185,7 +98,7 @@ pub fn recover<D: Disk>(
     for (number, end) in &chain[..chain.len() - 1] {
         let candidate = &candidates[number];
         replay_sealed(&mut replay, candidate, *end, &mut report)?;
-        replay.index.segments.insert(*number, candidate.segment.clone());
+        replay.index.keep(candidate.segment.clone(), *end);
     }
     let candidate = &candidates[&last];
     let (tail, valid_to) = replay_last(&mut replay, candidate, proved_to, &mut report)?;
@@ -209,10 +122,11 @@ pub fn recover<D: Disk>(
         (last, tail.offset)
     };
     if !first {
-        replay.index.segments.insert(last, candidate.segment.clone());
+        replay.index.keep(candidate.segment.clone(), tail.offset);
     }
-    let kept = |number: &u64| replay.index.segments.contains_key(number);
-    let unneeded = candidates.iter().filter(|(number, _)| !kept(number));
+    let unneeded = candidates
+        .iter()
+        .filter(|(number, _)| !replay.index.contains_segment(**number));
     let (unused, superseded) = unneeded
         .map(|(n, c)| (*n, c.segment.clone()))
         .partition(|(n, _)| *n > last);
@@ -276,20 +190,13 @@ fn examine<D: Disk>(
     if header.number != number {
         return Err(corrupt("it has another segment's number"));
     }
-    let segment = SegmentFile {
-        number,
-        path: path.to_owned(),
-        bytes: header.bytes,
-        checksum_seed: checksum_seed(header.generation),
-        file,
-    };
+    let segment = SegmentFile::new(header, path.to_owned(), file);
     let mut candidate = Candidate {
-        header,
         segment: Arc::new(segment),
         size,
         first: First::Nothing,
     };
-    let slot = FrameReader::new(&candidate, size).slot(PAGE_BYTES)?;
+    let slot = FrameReader::new(&candidate.segment, size).slot(PAGE_BYTES)?;
     candidate.first = match slot {
         Slot::Valid(frame) => {
             let head = head_of(&frame, candidate.segment.checksum_seed)
@@ -307,12 +214,17 @@ fn examine<D: Disk>(
 fn check_unused<F: DiskFile>(candidates: &BTreeMap<u64, Candidate<F>>, last: u64) -> Result<u64, WalError> {
     let mut proved_to = PAGE_BYTES;
     for candidate in candidates.range(last + 1..).map(|(_, candidate)| candidate) {
-        if let First::Torn(header) = &candidate.first
-            && header.previous == last
-        {
-            proved_to = proved_to.max(header.durable_to);
+        if let First::Torn(header) = &candidate.first {
+            if header.previous == last {
+                proved_to = proved_to.max(header.durable_to);
+            } else if let Some(previous) = candidates.get(&header.previous)
+                && header.previous > last
+            {
+                let why = "the first frame is bad, though a later segment follows";
+                return Err(previous.segment.corrupt(PAGE_BYTES, why));
+            }
         }
-        if let Some(offset) = FrameReader::new(candidate, candidate.size).search(PAGE_BYTES)? {
+        if let Some(offset) = FrameReader::new(&candidate.segment, candidate.size).search(PAGE_BYTES)? {
             let why = format!("the first frame is bad, but there is a later one at offset {offset}");
             return Err(candidate.segment.corrupt(PAGE_BYTES, &why));
         }
@@ -367,7 +279,7 @@ fn replay_sealed<F: DiskFile>(
 ) -> Result<(), WalError> {
     start(replay, candidate)?;
     let corrupt = |offset, why: &str| candidate.segment.corrupt(offset, why);
-    let mut reader = FrameReader::new(candidate, end);
+    let mut reader = FrameReader::new(&candidate.segment, end.min(candidate.size));
     let mut offset = PAGE_BYTES;
     while offset < end {
         let Slot::Valid(frame) = reader.slot(offset)? else {
@@ -398,7 +310,7 @@ fn replay_last<F: DiskFile>(
 ) -> Result<(Frame, u64), WalError> {
     start(replay, candidate)?;
     let corrupt = |offset, why: &str| candidate.segment.corrupt(offset, why);
-    let mut reader = FrameReader::new(candidate, u64::MAX);
+    let mut reader = FrameReader::new(&candidate.segment, candidate.size);
     let mut offset = PAGE_BYTES;
     let mut unproved: Option<Frame> = None;
     let bad = loop {
@@ -427,7 +339,7 @@ fn replay_last<F: DiskFile>(
         return Err(corrupt(offset, &why));
     }
     if matches!(bad, Slot::Torn(_)) {
-        report.torn_tail = Some((candidate.header.number, offset));
+        report.torn_tail = Some((candidate.segment.header.number, offset));
     }
     Ok((unproved.expect("the last segment's first frame is valid"), offset))
 }

@@ -4,50 +4,11 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::format::{FRAME_HEADER_BYTES, FrameHeader, Head, Record, decode_record};
+use crate::format::{FRAME_HEADER_BYTES, Head, Record};
+use crate::frames::Frame;
 use crate::index::{Change, Changes, Index};
 use crate::state::LogState;
 use crate::types::{Entry, KIND_CONFIGURATION, Recovered};
-
-/// A valid frame.
-#[derive(Clone, Debug)]
-pub struct Frame {
-    pub header: FrameHeader,
-    pub offset: u64,
-    pub payload: Bytes,
-}
-
-/// A record and the bytes of its frame's payload that it takes.
-type Placed = (Record, usize, usize);
-
-impl Frame {
-    /// All records; a head is allowed, and demanded, only where the first frame of a segment begins.
-    pub fn records(&self, first: bool, checksum_seed: u32) -> Result<Vec<Placed>, &'static str> {
-        let mut records = Vec::new();
-        let mut at = 0;
-        while at < self.payload.len() {
-            let (record, next) = decode_record(&self.payload, at, checksum_seed)?;
-            if matches!(record, Record::Head(_)) != (first && at == 0) {
-                return Err("a head is missing, or where it must not be");
-            }
-            records.push((record, at, next - at));
-            at = next;
-        }
-        if first && records.is_empty() {
-            Err("its head is missing")
-        } else {
-            Ok(records)
-        }
-    }
-}
-
-/// The head that the first frame of a segment begins with.
-pub fn head_of(frame: &Frame, checksum_seed: u32) -> Result<Head, &'static str> {
-    match decode_record(&frame.payload, 0, checksum_seed)? {
-        (Record::Head(head), _) => Ok(head),
-        _ => Err("its head is missing"),
-    }
-}
 
 /// The newest entries, and what must be known of the others.
 ///

@@ -6,6 +6,7 @@
 //! renamed back, and that is durable before anything is written into it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::WalError;
 use crate::disk::{Disk, DiskFile, is_no_space, write_all_at};
@@ -14,17 +15,26 @@ use crate::format::{PAGE_BYTES, SegmentHeader, checksum_seed};
 /// A segment file in use.
 #[derive(Debug)]
 pub struct SegmentFile<F> {
-    pub number: u64,
+    pub header: SegmentHeader,
     pub path: PathBuf,
-    pub bytes: u64,
     pub checksum_seed: u32,
     pub file: F,
 }
 
 impl<F> SegmentFile<F> {
+    pub fn new(header: SegmentHeader, path: PathBuf, file: F) -> SegmentFile<F> {
+        let checksum_seed = checksum_seed(header.generation);
+        SegmentFile {
+            header,
+            path,
+            checksum_seed,
+            file,
+        }
+    }
+
     pub fn corrupt(&self, offset: u64, why: &str) -> WalError {
         WalError::Corrupt {
-            segment: self.number,
+            segment: self.header.number,
             file: self.path.clone(),
             offset,
             why: why.to_owned(),
@@ -46,8 +56,7 @@ impl<F: DiskFile> SegmentFile<F> {
 /// The segment that is written to, or will be next.
 #[derive(Debug)]
 pub struct Active<F> {
-    pub header: SegmentHeader,
-    pub segment: std::sync::Arc<SegmentFile<F>>,
+    pub segment: Arc<SegmentFile<F>>,
     /// Where the next frame goes.
     pub offset: u64,
     /// Up to here the file's blocks were written before, so that a sync need not change its extents.
@@ -197,19 +206,11 @@ impl Spares {
         write_all_at(&file, &header.encode(), 0).map_err(error)?;
         self.bytes_written += PAGE_BYTES;
         self.recycled += u64::from(spare.recycled);
-        let segment = SegmentFile {
-            number,
-            path: self.dir.join(segment_name(number)),
-            bytes,
-            checksum_seed: checksum_seed(generation),
-            file,
-        };
-        let filled_to = if spare.recycled { bytes } else { PAGE_BYTES };
+        let segment = SegmentFile::new(header, self.dir.join(segment_name(number)), file);
         let active = Active {
-            header,
-            segment: std::sync::Arc::new(segment),
+            segment: Arc::new(segment),
             offset: PAGE_BYTES,
-            filled_to,
+            filled_to: if spare.recycled { bytes } else { PAGE_BYTES },
         };
         Ok((spare.path, active))
     }

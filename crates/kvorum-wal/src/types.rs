@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::WalError;
+use crate::batch::write_bytes;
 use crate::format::{FRAME_HEADER_BYTES, HEAD_RECORD_BYTES, PAGE_BYTES, frame_span};
 
 /// The [`Entry::kind`] of configuration entries: recovery returns all of them, wherever they are in the log.
@@ -56,6 +57,13 @@ pub struct Write {
     pub entries: Vec<Entry>,
     /// The commit index to note. Lower than the one noted before: ignored.
     pub commit_mark: u64,
+}
+
+impl Write {
+    /// How many bytes it takes in a batch, for comparison with [`Options::batch_bytes_max`].
+    pub fn encoded_bytes(&self) -> usize {
+        write_bytes(self)
+    }
 }
 
 /// Settings of a log. Segment and limits may differ from one open to the next.
@@ -232,6 +240,6 @@ pub struct Stats {
     pub first_index: u64,
     /// The log's last index; first − 1 if it is empty.
     pub last_index: u64,
-    /// Bytes of all segments from the first needed one to the log's end.
+    /// Bytes of the log in its segments, headers and padding included.
     pub log_bytes: u64,
 }

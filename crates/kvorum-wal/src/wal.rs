@@ -289,19 +289,16 @@ impl<D: Disk> Wal<D> {
     /// Counters and extent.
     pub fn stats(&self) -> Stats {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let older = index
-            .segments
-            .values()
-            .filter(|segment| segment.number != self.current.header.number);
+        let (segments, log_bytes) = index.extent();
         Stats {
             other_syncs: self.stats.other_syncs + self.spares.syncs,
             bytes_written: self.stats.bytes_written + self.spares.bytes_written,
-            segments: index.segments.len() as u64,
+            segments,
             spare_segments: self.ready() as u64,
             segments_recycled: self.spares.recycled,
             first_index: self.state.base.index + 1,
             last_index: self.state.last_index,
-            log_bytes: self.current.offset + older.map(|segment| segment.bytes).sum::<u64>(),
+            log_bytes,
             ..self.stats
         }
     }
@@ -310,7 +307,7 @@ impl<D: Disk> Wal<D> {
     /// log will be told from a torn tail.
     pub fn close(mut self) -> Result<(), WalError> {
         self.check()?;
-        if self.current.offset + frame_span(0) > self.current.segment.bytes {
+        if self.current.offset + frame_span(0) > self.current.segment.header.bytes {
             return Ok(());
         }
         self.commit(0, |_| {}).map(|_| ())
@@ -364,7 +361,12 @@ fn claim_for_recovery<D: Disk>(
     found: &Found<D::File>,
     tail_bytes: usize,
 ) -> Result<(), WalError> {
-    let head = HEAD_RECORD_BYTES + found.state.base.configuration.len();
+    let configuration = found.configuration_bytes_max();
+    if configuration > options.configuration_bytes_max {
+        let why = format!("configuration_bytes_max must be at least {configuration}, as in this log");
+        return Err(WalError::Invalid(why));
+    }
+    let head = HEAD_RECORD_BYTES + configuration;
     let needed = PAGE_BYTES + frame_span(tail_bytes + head);
     if needed > options.segment_bytes {
         let why = format!("segment_bytes must be at least {needed} to hold the log's last batch");
@@ -449,7 +451,8 @@ impl<D: Disk> Wal<D> {
     fn reserve(&mut self, groups: &[(usize, usize)], votes: bool) -> Result<(), WalError> {
         // At most one configuration is restated, and none is larger than the limit.
         let head = HEAD_RECORD_BYTES + self.options.configuration_bytes_max;
-        let (mut offset, mut end, mut rotations) = (self.current.offset, self.current.segment.bytes, 0);
+        let (mut offset, mut end, mut rotations) =
+            (self.current.offset, self.current.segment.header.bytes, 0);
         for (_, payload_bytes) in groups {
             if offset + frame_span(*payload_bytes) > end {
                 rotations += 1;
@@ -533,25 +536,24 @@ impl<D: Disk> Wal<D> {
             Some(prepared) => prepared,
             None => self.prepare()?,
         };
-        self.before = (self.current.header.number, self.current.offset);
+        self.before = (self.current.segment.header.number, self.current.offset);
         self.current = next;
         Ok(())
     }
 
     /// Writes one batch and syncs it; then it is in the state and in the index. Returns its bytes.
     fn commit(&mut self, payload_bytes: usize, fill: impl FnOnce(&mut Batch)) -> Result<u64, WalError> {
-        if self.current.offset + frame_span(payload_bytes) > self.current.segment.bytes {
+        if self.current.offset + frame_span(payload_bytes) > self.current.segment.header.bytes {
             self.rotate()?;
         }
         let Active {
-            header,
             segment,
             offset,
             filled_to,
         } = &mut self.current;
         let place = Place {
-            segment: header.number,
-            generation: header.generation,
+            segment: segment.header.number,
+            generation: segment.header.generation,
             checksum_seed: segment.checksum_seed,
             offset: *offset,
         };
@@ -565,11 +567,14 @@ impl<D: Disk> Wal<D> {
         self.batch.finish(self.next_batch, durable_to, previous);
         let buffer = &mut self.batch.buffer;
         let span = buffer.len() as u64;
-        assert!(*offset + span <= segment.bytes, "a batch fits into its segment");
+        assert!(
+            *offset + span <= segment.header.bytes,
+            "a batch fits into its segment"
+        );
         if *filled_to < *offset + span {
             // Zeros ahead, in the same write: the syncs to come need not change the file's extents.
             let ahead = (*offset + span).next_multiple_of(self.options.fill_bytes.max(PAGE_BYTES));
-            *filled_to = ahead.min(segment.bytes);
+            *filled_to = ahead.min(segment.header.bytes);
             buffer.resize((*filled_to - *offset) as usize, 0);
         }
         write_all_at(&segment.file, buffer, *offset)
@@ -587,11 +592,7 @@ impl<D: Disk> Wal<D> {
         self.stats.bytes_written += self.batch.buffer.len() as u64;
         std::mem::swap(&mut self.state, &mut self.batch.state);
         let mut index = self.index_mut();
-        if first {
-            index
-                .segments
-                .insert(self.current.header.number, self.current.segment.clone());
-        }
+        index.keep(self.current.segment.clone(), self.current.offset);
         index.apply(&self.batch.changes);
         Ok(span)
     }
@@ -621,7 +622,7 @@ impl<D: Disk> Wal<D> {
             self.drop_purged()?;
             self.claim_ahead_again()?;
         }
-        if self.current.offset >= self.current.segment.bytes / 2 {
+        if self.current.offset >= self.current.segment.header.bytes / 2 {
             self.claim_ahead()?;
         }
         Ok(())
@@ -629,14 +630,7 @@ impl<D: Disk> Wal<D> {
 
     /// Gives back the segments that no entry of the log is in, nor in any older one.
     fn drop_purged(&mut self) -> Result<(), WalError> {
-        let dropped: Vec<_> = {
-            let mut index = self.index_mut();
-            let oldest = index.oldest_segment().unwrap_or(self.current.header.number);
-            let kept = index.segments.split_off(&oldest);
-            std::mem::replace(&mut index.segments, kept)
-                .into_values()
-                .collect()
-        };
+        let dropped = self.index_mut().drop_purged(self.current.segment.header.number);
         let files = give_back_list(&dropped, &self.options);
         self.spares
             .give_back(&self.disk, &files, self.options.spare_segments_max)
@@ -650,7 +644,7 @@ impl<D: Disk> Wal<D> {
         end: (u64, u64),
         superseded: &[Arc<SegmentFile<D::File>>],
     ) -> Result<(), WalError> {
-        if last.number == end.0 {
+        if last.header.number == end.0 {
             last.shorten(end.1)?;
         }
         let files = give_back_list(superseded, &self.options);
@@ -668,6 +662,15 @@ impl<F> Found<F> {
             _ => None,
         });
         newest.unwrap_or(self.state.hard_state)
+    }
+
+    fn configuration_bytes_max(&self) -> usize {
+        let of = |record: &Record| match record {
+            Record::Reset(base) | Record::Purge(base) => base.configuration.len(),
+            _ => 0,
+        };
+        let tail = self.tail.iter().map(of).max().unwrap_or(0);
+        tail.max(self.state.base.configuration.len())
     }
 
     fn tail_bytes(&self) -> usize {
