@@ -368,6 +368,11 @@ impl Raft {
         true
     }
 
+    /// The state machine is being replaced: what is still being read for it must not reach it (SN3).
+    pub(crate) fn pause_applying(&mut self) {
+        self.apply_fetch = None;
+    }
+
     /// The state machine was replaced: everything up to `index` is applied, nothing is on its way to it.
     pub(crate) fn restart_applying(&mut self, index: Index) {
         self.applied = self.applied.max(index);
@@ -443,6 +448,7 @@ impl Raft {
             State::Leader(leader) => leader.heartbeat_at,
             _ => self.clock.election_at,
         };
+        let due = self.read_retry_at().map_or(due, |at| due.min(at));
         // Often enough that no gap between inputs looks like a pause of the process (TM2).
         let latest = self.clock.now + (self.clock.t_min / 4).max(1);
         due.max(self.clock.grace_until).max(self.clock.now).min(latest)

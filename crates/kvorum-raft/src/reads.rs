@@ -314,12 +314,14 @@ impl Raft {
 
     /// A try without an answer is given up; the next one has another name.
     pub(crate) fn retry_forwarded_reads(&mut self) {
-        let patience = self.clock.t_min / 2;
-        if let Some((_, at)) = self.forwarded_reads.current
-            && self.clock.now - at >= patience
-        {
+        if self.read_retry_at().is_some_and(|at| self.clock.now >= at) {
             self.forget_forwarded_try();
         }
+    }
+
+    /// When the current try is given up.
+    pub(crate) fn read_retry_at(&self) -> Option<Micros> {
+        self.forwarded_reads.current.map(|(_, at)| at + self.clock.t_min / 2)
     }
 
     pub(crate) fn forget_forwarded_try(&mut self) {

@@ -88,10 +88,12 @@ impl Raft {
                 found.first, base.last.index
             )));
         }
-        // RS3: a crash came between an install and the log's reset if the log does not begin at the base.
+        // RS3: a crash came between an install and the log's reset if the log does not begin at the base. An
+        // empty one does not tell: then the reset, which changes nothing twice, is written again.
         let term_at_base = found.term_at(base.last.index);
         let begins_at_base = found.is_empty() || found.first == base.last.index + 1;
         let continues = begins_at_base || term_at_base == Some(base.last.term);
+        let resets = !begins_at_base || (found.is_empty() && base.last.index > 0);
         let mut log = Log::new(&base, options.cache_bytes_max);
         if continues {
             found.into_log(&mut log, configs)?;
@@ -108,7 +110,7 @@ impl Raft {
             .configurations()
             .all(|(_, configuration)| configuration.is_sole_voter(options.id));
         let mut raft = Raft::assemble(options, hard_state, log, commit, applied.index, now);
-        if !begins_at_base {
+        if resets {
             raft.writes.snapshot(&base, !continues);
         }
         if sole {

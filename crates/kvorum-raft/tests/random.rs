@@ -312,6 +312,8 @@ impl World {
                 self.cluster.install(id);
                 self.cluster.run_queue();
             }
+            self.cluster.build(id);
+            self.cluster.run_queue();
         }
         for round in 0.. {
             self.cluster.run(200);
