@@ -39,8 +39,13 @@ pub fn create(disk: &SimDisk) -> Wal<SimDisk> {
     Wal::create(disk.clone(), dir(), Options::small(), IDENTITY, &Write::default()).unwrap()
 }
 
+/// Opens a log, asking for a part of its entries only.
 pub fn open(disk: &SimDisk) -> Result<(Wal<SimDisk>, Recovered), WalError> {
-    Wal::open(disk.clone(), dir(), Options::small(), IDENTITY)
+    let options = Options {
+        recover_bytes_max: 2000,
+        ..Options::small()
+    };
+    Wal::open(disk.clone(), dir(), options, IDENTITY)
 }
 
 /// SplitMix64.
