@@ -1,4 +1,4 @@
-//! The store's keys and records, drawn in `docs/design/store-format.md`.
+//! The store's keys and records, drawn in `docs/design/state-format.md`.
 //!
 //! ```text
 //! d | esc(key) 00 01 | !main      → record            every retained version, the newest of a key first

@@ -202,6 +202,12 @@ impl Sessions {
         self.sessions.len()
     }
 
+    /// Bytes of kept outcomes.
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Reads what the store holds.
     pub fn load(view: &impl View) -> Result<Sessions, StoreError> {
         let mut sessions = Sessions::default();

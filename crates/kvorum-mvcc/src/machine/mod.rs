@@ -12,7 +12,7 @@ mod apply;
 mod core;
 mod removal;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod txn;
 
 use std::collections::BTreeSet;

@@ -10,7 +10,7 @@
 //! All integers are little-endian.
 
 use bytes::Bytes;
-use kvorum_model::{Revision, limits};
+use kvorum_model::Revision;
 use sha2::{Digest, Sha256};
 
 use super::SnapshotError;
@@ -20,10 +20,10 @@ const MAGIC: &[u8; 3] = b"kvS";
 /// Bytes before a frame's body; enough for [`frame_bytes`].
 pub const FRAME_HEADER_BYTES: usize = 16;
 const HASH_BYTES: usize = 32;
-/// Records are gathered into a chunk up to this; a single larger one makes a chunk of its own.
-pub(super) const CHUNK_BYTES: usize = 1024 * 1024;
+/// Records are gathered into a chunk until its frame takes 1 MiB; a single larger one makes a chunk of its own.
+pub(super) const CHUNK_BYTES: usize = 1024 * 1024 - HASH_BYTES;
 /// No frame is longer.
-pub const FRAME_BYTES_MAX: usize = CHUNK_BYTES + 2 * limits::REQUEST_BYTES_MAX;
+pub const FRAME_BYTES_MAX: usize = 32 * 1024 * 1024;
 const RECORD_HEADER_BYTES: usize = 8;
 const HEADER_BODY_BYTES: usize = 4 + 6 * 8 + 4 + 16;
 

@@ -24,7 +24,7 @@ use kvorum_model::{Error, Event, KeyRange, Revision, limits};
 
 use self::index::Index;
 use self::ring::Ring;
-use self::stream::{Stream, Watcher};
+use self::stream::{Delivery, Stream, Watcher};
 use crate::machine::RevisionEvents;
 use crate::read::{ReadError, ReadView, Reader, Wanted};
 use crate::store::Store;
@@ -324,9 +324,7 @@ impl Hub {
             if self.index.is_empty() {
                 continue;
             }
-            for event in revision.events.iter() {
-                self.deliver(event, last.revision, |watcher| watcher.is_synced);
-            }
+            self.deliver(&revision.events, last.revision, |watcher| watcher.is_synced);
         }
         self.answer_progress();
     }
@@ -461,9 +459,9 @@ impl Hub {
         });
     }
 
-    /// Gives an event to those watchers of its key that are `meant`. Where a stream is full, the watcher lags from
-    /// this revision on.
-    fn deliver(&mut self, event: &Event, header: Revision, meant: impl Fn(&Watcher) -> bool) {
+    /// Gives the events of one revision to those watchers of their keys that are `meant`. Where a stream is full, the
+    /// watcher lags from this revision on.
+    fn deliver(&mut self, events: &[Event], header: Revision, meant: impl Fn(&Watcher) -> bool) {
         let Hub {
             index,
             streams,
@@ -473,28 +471,35 @@ impl Hub {
             round,
             ..
         } = self;
-        let revision = event.kv.mod_revision;
-        index.each(&event.kv.key, &mut |id| {
-            let stream = streams
-                .get_mut(&id.stream)
-                .expect("the index names streams that are there");
-            let watcher = stream
-                .watchers
-                .get_mut(&id.watch)
-                .expect("the index names watchers that are there");
-            if !meant(watcher) || watcher.next > revision || !watcher.wants(event.kind) {
-                return;
-            }
-            if stream.give(id.watch, event, header, *round, options.stream_bytes_max) {
-                ready.insert(id.stream);
-            } else {
-                let watcher = stream.watchers.get_mut(&id.watch).expect("it was just there");
-                watcher.is_synced = false;
-                watcher.is_chosen = false;
-                watcher.next = revision;
-                lagging.insert(id);
-            }
-        });
+        let revision_bytes = events.iter().map(event_bytes).sum();
+        let delivery = Delivery {
+            header,
+            round: *round,
+            revision_bytes,
+        };
+        for event in events {
+            let revision = event.kv.mod_revision;
+            index.each(&event.kv.key, &mut |id| {
+                let stream = streams
+                    .get_mut(&id.stream)
+                    .expect("the index names streams that are there");
+                let watcher = stream
+                    .watchers
+                    .get_mut(&id.watch)
+                    .expect("the index names watchers that are there");
+                if !meant(watcher) || watcher.next > revision || !watcher.wants(event.kind) {
+                    return;
+                }
+                if stream.give(id.watch, event, delivery, options.stream_bytes_max) {
+                    ready.insert(id.stream);
+                } else {
+                    let watcher = stream.watchers.get_mut(&id.watch).expect("it was just there");
+                    (watcher.is_synced, watcher.is_chosen) = (false, false);
+                    watcher.next = revision;
+                    lagging.insert(id);
+                }
+            });
+        }
     }
 
     /// Cancels those of the watchers whose history is gone; returns the others.
@@ -528,9 +533,7 @@ impl Hub {
         while let Some(found) = self.ring.get(revision) {
             let events = found.events.clone();
             changes += events.len();
-            for event in events.iter() {
-                self.deliver(event, self.ring.newest(), |watcher| watcher.is_chosen);
-            }
+            self.deliver(&events, self.ring.newest(), |watcher| watcher.is_chosen);
             revision += 1;
             if changes >= budget.changes {
                 break;
@@ -565,8 +568,11 @@ impl Hub {
             wanted
         })?;
         // Readers may see revisions that are not published here yet: those come by `publish`.
-        for event in &page.events {
-            self.deliver(event, newest, |watcher| watcher.is_chosen);
+        for events in page
+            .events
+            .chunk_by(|a, b| a.kv.mod_revision == b.kv.mod_revision)
+        {
+            self.deliver(events, newest, |watcher| watcher.is_chosen);
         }
         self.advance(ids, page.through.min(newest) + 1);
         Ok(())

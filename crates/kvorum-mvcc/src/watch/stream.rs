@@ -71,6 +71,17 @@ impl Watcher {
     }
 }
 
+/// What all events of a revision have in common when they are given out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Delivery {
+    /// The revision for the messages' headers.
+    pub header: Revision,
+    /// Events of one round go into one message.
+    pub round: u64,
+    /// What the events of the revision weigh together.
+    pub revision_bytes: usize,
+}
+
 /// Invariant: `bytes` is the weight of `queue`.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
@@ -147,17 +158,9 @@ impl Stream {
         !self.is_blocked && self.bytes < bytes_max
     }
 
-    /// Queues an event of a watcher; false, and nothing done, if the stream is full and this is the watcher's first
-    /// event of its revision. (A revision is never divided, and an empty queue takes any.) Events of one round go
-    /// into one message.
-    pub fn give(
-        &mut self,
-        watch: i64,
-        event: &Event,
-        header: Revision,
-        round: u64,
-        bytes_max: usize,
-    ) -> bool {
+    /// Queues an event of a watcher; false, and nothing done, if this is the watcher's first event of its revision
+    /// and the whole revision finds no room. (A revision is never divided, and an empty queue takes any.)
+    pub fn give(&mut self, watch: i64, event: &Event, delivery: Delivery, bytes_max: usize) -> bool {
         let watcher = self
             .watchers
             .get_mut(&watch)
@@ -174,7 +177,7 @@ impl Stream {
         };
         let bytes = event_bytes(&event);
         let begins = event.kv.mod_revision != watcher.given;
-        if begins && self.bytes > 0 && self.bytes + bytes > bytes_max {
+        if begins && self.bytes > 0 && self.bytes + delivery.revision_bytes > bytes_max {
             self.is_blocked = true;
             return false;
         }
@@ -182,7 +185,7 @@ impl Stream {
         watcher.is_quiet = false;
         self.bytes += bytes;
         let (open_round, number) = watcher.open;
-        if open_round == round {
+        if open_round == delivery.round {
             let queued = &mut self.queue[(number - self.taken) as usize];
             if let WatchOutput::Events { events, .. } = &mut queued.output {
                 events.push(event);
@@ -190,12 +193,12 @@ impl Stream {
                 return true;
             }
         }
-        watcher.open = (round, self.taken + self.queue.len() as u64);
+        watcher.open = (delivery.round, self.taken + self.queue.len() as u64);
         let fragment = watcher.fragment;
         let events = vec![event];
         let output = WatchOutput::Events {
             watch_id: watch,
-            revision: header,
+            revision: delivery.header,
             events,
             fragment: false,
         };
