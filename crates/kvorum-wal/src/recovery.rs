@@ -217,11 +217,12 @@ fn check_unused<F: DiskFile>(candidates: &BTreeMap<u64, Candidate<F>>, last: u64
         if let First::Torn(header) = &candidate.first {
             if header.previous == last {
                 proved_to = proved_to.max(header.durable_to);
-            } else if let Some(previous) = candidates.get(&header.previous)
-                && header.previous > last
-            {
-                let why = "the first frame is bad, though a later segment follows";
-                return Err(previous.segment.corrupt(PAGE_BYTES, why));
+            } else if header.previous > last {
+                let why = format!(
+                    "it names segment {} as the one before, which has no batch",
+                    header.previous
+                );
+                return Err(candidate.segment.corrupt(PAGE_BYTES, &why));
             }
         }
         if let Some(offset) = FrameReader::new(&candidate.segment, candidate.size).search(PAGE_BYTES)? {

@@ -99,3 +99,71 @@ fn rotation_purge_and_recycling() {
     assert_eq!(recovered.entries, append(96, 100, 1, 3000).entries);
     assert_eq!(wal.reader().read(96, 100, 1 << 20).unwrap(), recovered.entries);
 }
+
+/// Readers on other threads see entries of the log as it was at some moment, while the writer appends, cuts, purges
+/// and recycles under them.
+#[test]
+fn readers_beside_the_writer() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let disk = SimDisk::new(1);
+    let mut wal = create(&disk);
+    let done = AtomicBool::new(false);
+    // The data says what it belongs to; an entry is rewritten under a higher term only.
+    let data =
+        |index: u64, term: u64| Bytes::from([index.to_le_bytes(), term.to_le_bytes()].concat().repeat(40));
+    std::thread::scope(|scope| {
+        let read = |reader: kvorum_wal::WalReader<SimDisk>| {
+            let (mut found, mut gone) = (0, 0);
+            while !done.load(Ordering::Relaxed) || found < 100 {
+                let (first, last) = reader.range();
+                if last < first {
+                    continue;
+                }
+                match reader.read(first, last, 5000) {
+                    Ok(entries) => {
+                        for (i, entry) in entries.iter().enumerate() {
+                            assert_eq!(entry.index, first + i as u64);
+                            assert_eq!(entry.data, data(entry.index, entry.term));
+                        }
+                        assert!(!entries.is_empty());
+                        found += 1;
+                    }
+                    Err(WalError::OutOfRange { .. }) => gone += 1,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            (found, gone)
+        };
+        let readers = [wal.reader(), wal.reader()].map(|reader| scope.spawn(move || read(reader)));
+        let mut last = 0;
+        for term in 1..=3000 {
+            let from = last + 1 - u64::from(term % 3 == 0 && last > wal.stats().first_index);
+            last = from + 3;
+            let entry = |index| Entry {
+                index,
+                term,
+                kind: 0,
+                data: data(index, term),
+            };
+            let entries = (from..=last).map(entry).collect();
+            wal.append(&[Write {
+                truncate_from: Some(from),
+                entries,
+                ..Write::default()
+            }])
+            .unwrap();
+            if term % 7 == 0 {
+                wal.purge(Base {
+                    index: last - 2,
+                    term,
+                    configuration: Bytes::new(),
+                })
+                .unwrap();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        let found: Vec<_> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
+        assert!(found.iter().all(|(found, _)| *found >= 100), "{found:?}");
+    });
+    assert!(wal.stats().segments_recycled > 100);
+}

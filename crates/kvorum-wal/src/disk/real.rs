@@ -103,9 +103,7 @@ impl Disk for RealDisk {
     }
 
     fn random(&self) -> io::Result<u64> {
-        let mut bytes = [0; 8];
-        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-        Ok(u64::from_le_bytes(bytes))
+        getrandom::u64().map_err(io::Error::other)
     }
 }
 
