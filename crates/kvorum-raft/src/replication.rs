@@ -86,10 +86,12 @@ impl Raft {
                     if let Some(peer) = self.peer_mut(id) {
                         peer.fetch = Some(fetch);
                     }
+                    // What is not cached is durable; what is not durable cannot be read back.
+                    let to = last.min(self.writes.persisted());
                     self.outbox.push(Effect::Fetch {
                         id: fetch.id,
                         from: next,
-                        to: last,
+                        to,
                         bytes_max,
                     });
                 }

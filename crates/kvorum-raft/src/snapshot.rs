@@ -129,6 +129,7 @@ impl Raft {
                 (installing.from, installing.term, installing.epoch) = (from, term, epoch);
             }
             _ => {
+                self.pause_applying();
                 self.installing = Some(Installing {
                     meta: meta.clone(),
                     from,
