@@ -5,6 +5,7 @@
 mod differential;
 pub(crate) mod model;
 pub(crate) mod random;
+mod readers;
 mod rules;
 mod sessions;
 
