@@ -301,19 +301,20 @@ impl<S: Store> WatchDriver<S> {
                 self.handle(id, request);
             }
             self.notify_due();
-            goes_on = match self.hub.catch_up(&self.reader, CatchUpBudget::default()) {
-                Ok(more) => more,
-                // A new view is taken next time.
-                Err(ReadError::Store(StoreError::ViewExpired)) => true,
+            match self.hub.catch_up(&self.reader, CatchUpBudget::default()) {
+                // A view that expired is replaced by a new one next time.
+                Ok(_) | Err(ReadError::Store(StoreError::ViewExpired)) => {}
                 Err(ReadError::Store(error)) => return Err(error),
                 Err(error) => unreachable!("the hub asks only for what is there: {error}"),
-            };
+            }
             let ready: Vec<StreamId> = self.hub.streams_with_output().collect();
             for stream in ready {
                 self.move_output(stream);
             }
             self.give_leave();
             self.count();
+            // Not before: what was taken made room.
+            goes_on = self.hub.can_catch_up();
         }
     }
 

@@ -1,0 +1,12 @@
+//! The client port as its clients see it: real sockets, real tonic clients and raw HTTP, on a replica that is
+//! one thread which applies every command at once, or misbehaves as a test wants it to.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+mod etcd_kv;
+mod etcd_range;
+mod etcd_watch;
+mod http_port;
+mod kv_store;
+mod kvorum_v1;
+mod replica;
+mod rest;

@@ -1,0 +1,393 @@
+use std::time::Duration;
+
+use kvorum_node::{ReadFailure, WriteFailure};
+use kvorum_proto::etcdserverpb::kv_client::KvClient;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::etcd_kv::put;
+use crate::replica::{Server, Setting, Trouble};
+
+/// An answer over HTTP/1.1.
+pub struct Answer {
+    pub status: u16,
+    pub headers: String,
+    pub body: String,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        let line = self
+            .headers
+            .lines()
+            .find(|line| line.to_lowercase().starts_with(&format!("{name}: ")))?;
+        Some(line.split_once(": ").unwrap().1)
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.body))
+    }
+}
+
+async fn send(server: &Server, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // A body that is refused early is not read to its end.
+    let _ = stream.write_all(body).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .unwrap_or_else(|| panic!("no answer: {answer}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Answer {
+        status,
+        headers: head.to_owned(),
+        body: body.to_owned(),
+    }
+}
+
+pub async fn get(server: &Server, path: &str) -> Answer {
+    send(server, "GET", path, "", b"").await
+}
+
+async fn post(server: &Server, body: &str) -> Answer {
+    send(server, "POST", "/kv", "", body.as_bytes()).await
+}
+
+#[track_caller]
+fn check_error(answer: &Answer, status: u16, code: i32, text: &str, outcome: Option<&str>) {
+    assert_eq!(answer.status, status, "{}", answer.body);
+    assert_eq!(
+        answer.json(),
+        json!({ "code": code, "message": text, "details": [] })
+    );
+    assert_eq!(answer.header("kvorum-outcome"), outcome);
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+}
+
+#[tokio::test]
+async fn keys_are_set_read_and_deleted() {
+    let server = Server::start();
+    let answer = post(&server, r#"{"key":"a/b c","value":"1 \"é\""}"#).await;
+    assert_eq!((answer.status, &answer.body[..]), (200, "{}"));
+    for path in ["/kv/a/b%20c", "/kv/a%2Fb%20c"] {
+        let answer = get(&server, path).await;
+        assert_eq!(
+            (answer.status, answer.json()),
+            (200, json!({ "value": "1 \"é\"" }))
+        );
+    }
+    for _ in 0..2 {
+        let answer = send(&server, "DELETE", "/kv/a/b%20c", "", b"").await;
+        assert_eq!((answer.status, &answer.body[..]), (200, "{}"));
+    }
+    check_error(&get(&server, "/kv/a/b%20c").await, 404, 5, "not found", None);
+    assert_eq!(post(&server, r#"{"key":"empty"}"#).await.status, 200);
+    assert_eq!(get(&server, "/kv/empty").await.json(), json!({ "value": "" }));
+    let head = send(&server, "HEAD", "/kv/empty", "", b"").await;
+    assert_eq!((head.status, &head.body[..]), (200, ""));
+}
+
+#[tokio::test]
+async fn mistakes_are_named() {
+    let server = Server::start();
+    for body in [r#"{"key":"","value":"x"}"#, r#"{"value":"x"}"#, r#"{"key":null}"#] {
+        check_error(
+            &post(&server, body).await,
+            400,
+            3,
+            "empty key",
+            Some("not-applied"),
+        );
+    }
+    check_error(&get(&server, "/kv/").await, 400, 3, "empty key", None);
+    let answer = send(&server, "DELETE", "/kv/", "", b"").await;
+    check_error(&answer, 400, 3, "empty key", Some("not-applied"));
+    for body in ["", "{", "[]", r#"{"key":1}"#, r#"{"key":"a","value":7}"#] {
+        let answer = post(&server, body).await;
+        assert_eq!(
+            (answer.status, answer.json()["code"].as_i64()),
+            (400, Some(3)),
+            "{body}"
+        );
+        assert_eq!(answer.header("kvorum-outcome"), Some("not-applied"));
+    }
+    let answer = send(&server, "POST", "/kv", "", b"{\"key\":\"\xff\"}").await;
+    assert_eq!(answer.status, 400);
+    let text = "the key in the path is not percent-encoded UTF-8";
+    check_error(&get(&server, "/kv/%ff").await, 400, 3, text, None);
+
+    KvClient::new(server.channel().await)
+        .put(put("binary", vec![0xff]))
+        .await
+        .unwrap();
+    let text = "the value is not UTF-8; read it through gRPC";
+    check_error(&get(&server, "/kv/binary").await, 422, 9, text, None);
+    let long = get(&server, &format!("/kv/{}", "x".repeat(4098))).await;
+    assert_eq!(long.status, 400);
+
+    check_error(&get(&server, "/nothing").await, 404, 5, "Not Found", None);
+    for (method, path, allowed) in [
+        ("PUT", "/kv/a", "GET, HEAD, DELETE"),
+        ("GET", "/kv", "POST"),
+        ("POST", "/health", "GET, HEAD"),
+    ] {
+        let answer = send(&server, method, path, "", b"").await;
+        assert_eq!((answer.status, answer.header("allow")), (405, Some(allowed)));
+    }
+}
+
+#[tokio::test]
+async fn bodies_have_a_limit() {
+    let server = Server::with(Setting {
+        request_bytes_max: 1000,
+        ..Setting::default()
+    });
+    let body = |value: usize| format!(r#"{{"key":"a","value":"{}"}}"#, "x".repeat(value));
+    assert_eq!(post(&server, &body(900)).await.status, 200);
+    let answer = post(&server, &body(1001)).await;
+    check_error(
+        &answer,
+        400,
+        3,
+        "etcdserver: request is too large",
+        Some("not-applied"),
+    );
+    let answer = post(&server, &body(1000 + 512 * 1024)).await;
+    let text = "the body is larger than 525288 bytes";
+    check_error(&answer, 429, 8, text, Some("not-applied"));
+}
+
+#[tokio::test]
+async fn failures_on_the_way() {
+    let server = Server::with(Setting {
+        request_timeout: Duration::from_millis(200),
+        ..Setting::default()
+    });
+    let body = r#"{"key":"a","value":"1"}"#;
+    server.set(|b| b.writes = Some(Trouble::Failure(WriteFailure::NoLeader)));
+    check_error(
+        &post(&server, body).await,
+        503,
+        14,
+        "etcdserver: no leader",
+        Some("not-applied"),
+    );
+    server.set(|b| b.writes = Some(Trouble::Silence));
+    check_error(
+        &post(&server, body).await,
+        504,
+        4,
+        "etcdserver: request timed out",
+        Some("unknown"),
+    );
+
+    server.set(|b| b.reads = Some(Trouble::Failure(ReadFailure::TimedOut)));
+    check_error(
+        &get(&server, "/kv/a").await,
+        504,
+        4,
+        "etcdserver: request timed out",
+        None,
+    );
+    let local = send(&server, "GET", "/kv/a", "kvorum-consistency: local\r\n", b"").await;
+    check_error(&local, 404, 5, "not found", None);
+    server.publish(|status| status.leader = 0);
+    check_error(
+        &get(&server, "/kv/a").await,
+        503,
+        14,
+        "etcdserver: no leader",
+        None,
+    );
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let server = Server::with(Setting {
+        request_timeout: Duration::from_millis(100),
+        ..Setting::default()
+    });
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream
+        .write_all(b"POST /kv HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 10\r\n\r\n{")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 504") && answer.contains("kvorum-outcome: not-applied"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn sessions_work_over_rest() {
+    let server = Server::start();
+    let mut kvorum = kvorum_proto::kvorum::v1::kvorum_client::KvorumClient::new(server.channel().await);
+    let id = kvorum
+        .register_session(kvorum_proto::kvorum::v1::RegisterSessionRequest {})
+        .await
+        .unwrap();
+    let session = format!("kvorum-session: {}-1\r\n", id.into_inner().session_id);
+    let body = br#"{"key":"a","value":"1"}"#;
+    assert_eq!(send(&server, "POST", "/kv", &session, body).await.status, 200);
+    assert_eq!(post(&server, r#"{"key":"a","value":"2"}"#).await.status, 200);
+    assert_eq!(send(&server, "POST", "/kv", &session, body).await.status, 200);
+    assert_eq!(get(&server, "/kv/a").await.json(), json!({ "value": "2" }));
+    let gone = send(&server, "POST", "/kv", "kvorum-session: 999-1\r\n", body).await;
+    check_error(
+        &gone,
+        422,
+        9,
+        "kvorum: session expired; outcome unknown",
+        Some("unknown"),
+    );
+}
+
+#[tokio::test]
+async fn what_a_member_says_about_itself() {
+    let server = Server::start();
+    let info = get(&server, "/raft/info").await.json();
+    let expected = json!({
+        "term": "3", "commitIndex": "30", "lastApplied": "29", "lastLogIndex": "31", "lastLogTerm": "2",
+        "state": "leader",
+    });
+    assert_eq!(info, expected);
+    let expected = json!({
+        "node_id": "n7", "state": "leader", "current_term": 3, "leader_id": "n7", "peers": ["n9"],
+        "commit_index": 30, "last_applied": 29,
+    });
+    assert_eq!(get(&server, "/status").await.json(), expected);
+    let version = get(&server, "/version").await.json();
+    assert_eq!(
+        (&version["etcdserver"], &version["etcdcluster"]),
+        (&json!("3.6.12"), &json!("3.6.0"))
+    );
+
+    let health = get(&server, "/health").await;
+    let fields = health.json();
+    assert_eq!(
+        (health.status, &fields["status"], &fields["health"]),
+        (200, &json!("healthy"), &json!("true"))
+    );
+    assert_eq!(
+        (&fields["state"], &fields["leader_id"], &fields["reason"]),
+        (&json!("leader"), &json!("n7"), &json!(""))
+    );
+    assert!(fields["timestamp"].as_u64().unwrap() > 1_700_000_000);
+    server.publish(|status| {
+        (status.leader, status.role) = (0, kvorum_raft::Role::PreCandidate);
+    });
+    let health = get(&server, "/health").await;
+    let fields = health.json();
+    assert_eq!(
+        (health.status, &fields["status"], &fields["health"]),
+        (200, &json!("degraded"), &json!("false"))
+    );
+    assert_eq!(
+        (&fields["state"], &fields["reason"]),
+        (&json!("candidate"), &json!("RAFT NO LEADER"))
+    );
+}
+
+#[tokio::test]
+async fn probes() {
+    let server = Server::start();
+    for path in [
+        "/livez",
+        "/readyz",
+        "/livez/serializable_read",
+        "/readyz/linearizable_read",
+    ] {
+        let answer = get(&server, path).await;
+        assert_eq!((answer.status, &answer.body[..]), (200, "ok\n"), "{path}");
+    }
+    let verbose = get(&server, "/readyz?verbose").await.body;
+    assert!(
+        verbose.contains("[+]linearizable_read ok\n") && verbose.ends_with("readyz check passed\n"),
+        "{verbose}"
+    );
+
+    server.set(|b| b.reads = Some(Trouble::Failure(ReadFailure::TimedOut)));
+    assert_eq!(get(&server, "/livez").await.status, 200);
+    let answer = get(&server, "/readyz").await;
+    assert_eq!(answer.status, 503);
+    assert!(
+        answer
+            .body
+            .contains("[-]linearizable_read failed: etcdserver: request timed out\n"),
+        "{}",
+        answer.body
+    );
+    assert!(answer.body.ends_with("readyz check failed\n"));
+    assert_eq!(
+        get(&server, "/readyz?exclude=linearizable_read").await.status,
+        200
+    );
+    assert_eq!(get(&server, "/readyz/nonsense").await.status, 404);
+
+    server.publish(|status| status.configuration = kvorum_raft::Configuration::of_voters([9]));
+    assert_eq!(get(&server, "/readyz/non_learner").await.status, 503);
+}
+
+#[tokio::test]
+async fn metrics_are_a_page_of_known_names() {
+    let server = Server::start();
+    post(&server, r#"{"key":"a","value":"1"}"#).await;
+    let mut kv = KvClient::new(server.channel().await);
+    kv.put(put("a", "1")).await.unwrap();
+    kv.put(put("", "1")).await.unwrap_err();
+    let answer = get(&server, "/metrics").await;
+    assert_eq!(
+        answer.header("content-type"),
+        Some("text/plain; version=0.0.4; charset=utf-8")
+    );
+    let labels = "grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"";
+    for expected in [
+        "etcd_server_has_leader 1".to_owned(),
+        "etcd_server_is_leader 1".to_owned(),
+        "etcd_server_leader_changes_seen_total 4".to_owned(),
+        "etcd_debugging_mvcc_current_revision 3".to_owned(),
+        "etcd_mvcc_db_total_size_in_bytes 12345".to_owned(),
+        "raft_current_term 3".to_owned(),
+        "raft_node_state 2".to_owned(),
+        "raft_is_leader 1".to_owned(),
+        "raft_committed_entries_total 30".to_owned(),
+        "etcd_server_version{server_version=\"3.6.12\"} 1".to_owned(),
+        format!("grpc_server_started_total{{{labels}}} 2"),
+        format!("grpc_server_handled_total{{grpc_code=\"OK\",{labels}}} 1"),
+        format!("grpc_server_handled_total{{grpc_code=\"InvalidArgument\",{labels}}} 1"),
+        format!("grpc_server_handling_seconds_count{{{labels}}} 2"),
+    ] {
+        assert!(
+            answer.body.lines().any(|line| line == expected),
+            "{expected} is not in\n{}",
+            answer.body
+        );
+    }
+    for name in [
+        "process_resident_memory_bytes",
+        "process_cpu_seconds_total",
+        "process_open_fds",
+        "os_fd_limit",
+    ] {
+        assert!(answer.body.contains(&format!("\n{name} ")), "{name}");
+    }
+    // Each line is a comment or a name with a number; each name is declared once.
+    let mut declared = std::collections::BTreeSet::new();
+    for line in answer.body.lines() {
+        match line.strip_prefix("# TYPE ") {
+            Some(rest) => assert!(declared.insert(rest.split(' ').next().unwrap()), "{line}"),
+            None if line.starts_with("# HELP ") => {}
+            None => assert!(line.rsplit_once(' ').unwrap().1.parse::<f64>().is_ok(), "{line}"),
+        }
+    }
+}
