@@ -151,6 +151,17 @@ impl<F> Index<F> {
         dropped.into_values().map(|dropped| dropped.segment).collect()
     }
 
+    /// Whether a purge to this index would let `drop_purged` find something.
+    pub fn purge_drops(&self, base_index: u64, current: u64) -> bool {
+        let at = self.runs.partition_point(|run| run.first_index <= base_index + 1);
+        let run = self
+            .runs
+            .get(at.saturating_sub(1))
+            .filter(|_| base_index < self.last_index);
+        let oldest = run.map_or(current, |run| run.segment);
+        self.segments.range(..oldest).next().is_some()
+    }
+
     pub fn contains_segment(&self, number: u64) -> bool {
         self.segments.contains_key(&number)
     }

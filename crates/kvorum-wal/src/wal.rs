@@ -250,6 +250,12 @@ impl<D: Disk> Wal<D> {
 
     /// Moves the log's base forward to `to`, an entry of the log whose configuration the caller knows, and turns
     /// segments that hold nothing above it into spares. A base at or behind the present one does nothing.
+    ///
+    /// A full disk is no error: a purge that frees a segment may use the space that is kept for recovery, and one
+    /// that would free nothing is left out if it has no space; the base then stays where it is.
+    ///
+    /// # Errors
+    /// `Invalid`: nothing was written. `Io`: latched.
     pub fn purge(&mut self, to: Base) -> Result<(), WalError> {
         self.check()?;
         if to.index <= self.state.base.index {
@@ -258,8 +264,11 @@ impl<D: Disk> Wal<D> {
         self.check_base(&to)?;
         self.state.clone().purge(&to).map_err(WalError::Invalid)?;
         let payload_bytes = base_record_bytes(&to);
-        self.reserve(&[(1, payload_bytes)], false)
-            .map_err(|e| self.latch(e))?;
+        match self.reserve(&[(1, payload_bytes)], false) {
+            Err(WalError::NoSpace { .. }) if self.ready() > 0 && self.purge_frees(to.index) => {}
+            Err(WalError::NoSpace { .. }) => return Ok(()),
+            result => result.map_err(|e| self.latch(e))?,
+        }
         let record = Record::Purge(to);
         self.commit(payload_bytes, |batch| batch.record(&record))
             .and_then(|_| self.drop_purged())
@@ -626,6 +635,15 @@ impl<D: Disk> Wal<D> {
             self.claim_ahead()?;
         }
         Ok(())
+    }
+
+    /// Whether a purge to this index would give a segment back.
+    fn purge_frees(&self, index: u64) -> bool {
+        let current = self.current.segment.header.number;
+        self.index
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .purge_drops(index, current)
     }
 
     /// Gives back the segments that no entry of the log is in, nor in any older one.
