@@ -79,6 +79,8 @@ pub struct Cluster {
     pub nodes: BTreeMap<MemberId, Node>,
     pub flights: Vec<Flight>,
     pub cuts: BTreeSet<(MemberId, MemberId)>,
+    /// Stopped processes: messages to them wait, nothing ticks.
+    pub paused: BTreeSet<MemberId>,
     pub oracle: Oracle,
     /// What is worth a line, in order.
     pub events: Vec<String>,
@@ -116,6 +118,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             flights: Vec::new(),
             cuts: BTreeSet::new(),
+            paused: BTreeSet::new(),
             oracle: Oracle::default(),
             events: Vec::new(),
             queue: VecDeque::new(),
@@ -453,7 +456,11 @@ impl Cluster {
     pub fn run(&mut self, ms: u64) {
         for _ in 0..ms {
             self.now += MS;
-            for flight in std::mem::take(&mut self.flights) {
+            let flights = std::mem::take(&mut self.flights);
+            let (wait, due) = flights.into_iter().partition(|flight| self.paused.contains(&flight.message.to));
+            self.flights = wait;
+            let due: Vec<Flight> = due;
+            for flight in due {
                 self.deliver(flight);
             }
             self.tick_due();
