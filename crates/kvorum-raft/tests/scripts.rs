@@ -30,22 +30,34 @@ macro_rules! scripts {
 scripts! {
     aba
     behind_snapshot
+    change_busy
     check_quorum
     cold_start
+    config_cut
+    config_phantom
+    dead_half
     duel
     figure_7
     figure_8
     heartbeat_bound
     idle_probe
+    join
+    joint_leader_dies
+    joint_restart
     lagging_commit
     late_append
     late_refusal
     leader_asks_again
     leader_slow_disk
+    lease_abort
+    lease_pause
+    lease_voters_restart
+    leave_once
     lost_data
     must_vote
     one_way
     partial_mesh
+    pause_follower
     persist_failed
     prevote_both
     prevote_isolated
@@ -55,8 +67,17 @@ scripts! {
     purge_pinned
     purged_empty
     quota
+    read_batch
+    read_deposed
+    read_joint
+    read_late_ack
+    read_new_leader
+    read_retry
+    removed_unaware
+    replace_leader
     restart_silence
     self_vote_gated
+    single
     slow_follower
     snap_conflict
     snap_crash
@@ -69,8 +90,14 @@ scripts! {
     stale_ack
     sticky
     sticky_leader
+    stranger
     stuck_high_term
+    transfer_again
+    transfer_dead
     transfer_lagging
+    transfer_late
+    transfer_removed
+    two_to_one
     vote_gated
     vote_log
     window_lost

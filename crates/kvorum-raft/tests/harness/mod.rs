@@ -471,11 +471,8 @@ impl Cluster {
         let ids: Vec<_> = self.nodes.keys().copied().collect();
         for id in ids {
             let now = self.now_of(id);
-            if self.nodes[&id]
-                .raft
-                .as_ref()
-                .is_some_and(|raft| raft.next_deadline() <= now)
-            {
+            let raft = self.nodes[&id].raft.as_ref().filter(|_| !self.paused.contains(&id));
+            if raft.is_some_and(|raft| raft.next_deadline() <= now) {
                 self.input(id, Input::Tick);
             }
         }

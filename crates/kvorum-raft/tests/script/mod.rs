@@ -8,7 +8,7 @@
 //! | `history 1 2 2 3 [term=5] [commit=2]` | member 1 restarts with entries of these terms from index 2 on |
 //! | `lead 1` | campaign and settle, in one line |
 //! | `campaign 1`, `tick 1`, `wait 100`, `run 100` | force an election; tick; let ms pass; simulate ms |
-//! | `deliver/drop/save/copy [link] [Kind]`, `replay` | move the messages in flight; what is saved comes back by `replay` |
+//! | `deliver/drop/save/copy [link] [Kind]`, `replay [count]` | move the messages in flight; what is saved comes back by `replay`, the oldest first |
 //! | `settle` | deliver until nothing is in flight |
 //! | `pause 1`, `resume 1` | stop and go on: messages to 1 wait, it does not tick |
 //! | `inject 9->1 5 Vote 7@4 [cluster=8]` | a message out of nowhere: link, term, kind, position |
@@ -110,7 +110,8 @@ impl Script {
             "settle" => self.cluster().settle(),
             "deliver" | "drop" | "save" | "copy" => self.flights(command, args)?,
             "replay" => {
-                let saved = std::mem::take(&mut self.saved);
+                let count = if args.is_empty() { self.saved.len() } else { id(args, 0)? as usize };
+                let saved: Vec<_> = self.saved.drain(..count).collect();
                 self.cluster().flights.extend(saved);
             }
             "cut" => {
