@@ -17,6 +17,7 @@ pub mod pending;
 pub mod reads;
 pub mod rest;
 pub mod routes;
+pub mod runtime;
 pub mod services;
 pub mod watching;
 

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use kvorum_mvcc::lsm::InstallRecord;
-use kvorum_mvcc::{LsmStore, RevisionEvents, Store, StoreError};
+use kvorum_mvcc::{LsmStore, Store, StoreError};
 use kvorum_node::{ApplyDriver, Input};
 use kvorum_raft::{Entry, SnapshotMeta};
 
@@ -13,6 +13,7 @@ use super::clock;
 use super::peers::Inbox;
 use super::snapshots::{Built, Stage};
 use crate::handle::{ReplicaPort, StoreFigures};
+use crate::watching::WatchHandle;
 
 /// How long the thread waits for work before it looks after the store.
 const IDLE: Duration = Duration::from_millis(50);
@@ -33,23 +34,11 @@ pub(crate) enum ApplyWork {
     Stop,
 }
 
-/// Where events go: the watch hub.
-pub(crate) type Events = Box<dyn Fn(WatchFeed) + Send>;
-
-/// What the watch hub is told.
-#[derive(Debug)]
-pub(crate) enum WatchFeed {
-    /// Revisions that were just made, and are visible.
-    Made(Vec<RevisionEvents>),
-    /// The state was replaced by a snapshot: what lies between is in its history.
-    Replaced,
-}
-
 pub(crate) struct Applier {
     pub(crate) driver: ApplyDriver<LsmStore>,
     pub(crate) inbox: Inbox,
     pub(crate) port: ReplicaPort,
-    pub(crate) events: Events,
+    pub(crate) watch: WatchHandle,
     pub(crate) built: Built,
     pub(crate) stage: Stage,
     /// Snapshots asked for at an index that is not applied yet.
@@ -111,7 +100,7 @@ impl Applier {
         let done = self.driver.apply(entries).map_err(|error| error.to_string())?;
         self.port.complete(done.replies);
         if !done.events.is_empty() {
-            (self.events)(WatchFeed::Made(done.events));
+            self.watch.publish(done.events);
         }
         self.flushed_told = done.report.flushed;
         (self.inbox)(Input::Applied(done.report));
@@ -139,7 +128,7 @@ impl Applier {
         machine.store().make_current(record).map_err(|error| error.to_string())?;
         let report = self.driver.install(machine);
         tracing::info!(index = last.index, "installed a snapshot");
-        (self.events)(WatchFeed::Replaced);
+        self.watch.reset(report.revision);
         (self.inbox)(Input::Installed { meta, report });
         Ok(())
     }

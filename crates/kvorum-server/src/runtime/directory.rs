@@ -67,7 +67,7 @@ pub(crate) struct Directory {
 impl Directory {
     /// Opens or makes the directory of the member that `options` describe.
     pub(crate) fn open(options: &ServeOptions, runtime: &tokio::runtime::Handle) -> Result<Directory, StartError> {
-        let (disk, path) = (RealDisk::new(), options.data_dir.clone());
+        let (disk, path) = (RealDisk, options.data_dir.clone());
         let trouble = |why: String| StartError::Directory { dir: path.clone(), why };
         disk.create_dir(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::PermissionDenied => {

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
-use kvorum_wal::{Disk, read_file, replace_file_durably};
+use kvorum_wal::disk::{Disk, read_file, replace_file_durably};
 use sha2::{Digest, Sha256};
 
 const FORMAT: &str = "kvorum-identity 1";

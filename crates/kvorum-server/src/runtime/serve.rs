@@ -8,11 +8,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvorum_model::MemberRecord;
+use kvorum_mvcc::watch::HubOptions;
 use kvorum_mvcc::{ClusterState, StateMachine, lsm};
 use kvorum_node::recovery::{Replica, assemble};
 use kvorum_node::{AdminRequest, Input};
 use kvorum_proto::kvorum::v1::peer_server::PeerServer;
-use kvorum_wal::RealDisk;
 use tokio::sync::watch;
 
 use super::apply_thread::{Applier, ApplyWork};
@@ -34,8 +34,8 @@ use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
 use crate::options::ServeOptions;
 use crate::reads::Reads;
-use crate::routes::{Routes, RoutesBuilder};
-use crate::services::{WatchFeeder, watch_service};
+use crate::routes::RoutesBuilder;
+use crate::watching::{WatchHandle, watch_hub};
 
 /// The version of etcd whose API is spoken.
 pub const ETCD_VERSION: &str = "3.6.12";
@@ -43,6 +43,8 @@ pub const ETCD_VERSION: &str = "3.6.12";
 const FEATURE_LEVEL: u32 = 1;
 /// Longest a stopping leader waits for its successor.
 const HANDOVER: Duration = Duration::from_secs(2);
+/// How often watchers with `progress_notify` hear how far they are (etcd's default).
+const WATCH_PROGRESS: Duration = Duration::from_secs(600);
 const MIB: usize = 1024 * 1024;
 
 /// Why a member did not start, or ended.
@@ -114,7 +116,8 @@ struct Member {
     handle: ReplicaHandle,
     port: ReplicaPort,
     net: PeerNet,
-    watch: WatchFeeder,
+    watch: WatchHandle,
+    metrics: Arc<Metrics>,
     figures: Arc<LogFigures>,
     ended: watch::Receiver<Option<End>>,
     inbox: Inbox,
@@ -122,6 +125,7 @@ struct Member {
     log_work: mpsc::Sender<LogWork>,
     apply_work: mpsc::Sender<ApplyWork>,
     threads: Vec<JoinHandle<()>>,
+    _peer_port: HttpServer,
 }
 
 /// Tells the member's end, once: the first reason counts.
@@ -154,7 +158,7 @@ impl Member {
         };
         let machine_options = kvorum_mvcc::Options::default();
         let (wal, recovered) = directory.open_log()?;
-        if recovered.report.torn_tail() {
+        if recovered.report.torn_tail.is_some() {
             tracing::info!("the log's unacknowledged tail was cut off by a crash, and is cut");
         }
         let store = directory.open_store(&recovered, &store_options)?;
@@ -221,13 +225,20 @@ impl Member {
             inbox.clone(),
         );
         let service = PeerService::new(acquaintance.clone(), inbox.clone(), receiver);
-        runtime.spawn(serve_peers(peer_listener, service));
+        let peer_port = open_peer_port(peer_listener, service)?;
 
         let (log_work, log_queue) = mpsc::channel();
         let (fetch_work, fetch_queue) = mpsc::channel();
         let (apply_work, apply_queue) = mpsc::channel();
         let figures = Arc::new(LogFigures::default());
-        let watch = WatchFeeder::new(apply.machine().reader(), apply.machine().revision(), options);
+        let metrics = Arc::new(Metrics::default());
+        let hub_options = HubOptions {
+            ring_bytes: options.watch_ring_bytes,
+            stream_bytes_max: options.watch_stream_bytes_max,
+            ..HubOptions::default()
+        };
+        let (watch, watch_driver) =
+            watch_hub(apply.machine().reader(), hub_options, WATCH_PROGRESS, metrics.clone());
         let sender = SnapshotSender {
             acquaintance: acquaintance.clone(),
             net: net.clone(),
@@ -252,7 +263,7 @@ impl Member {
             driver: apply,
             inbox: inbox.clone(),
             port: port.clone(),
-            events: watch.events(),
+            watch: watch.clone(),
             built,
             stage,
             wanted: Vec::new(),
@@ -275,12 +286,13 @@ impl Member {
                 }
             })?,
             thread("apply", &ending, move || applier.run(&apply_queue).err().map(End::Fatal))?,
+            thread("watch", &ending, move || watch_driver.run().err().map(|error| End::Fatal(error.to_string())))?,
             thread("replica", &ending, {
                 let stop = stop.clone();
                 move || Some(replica_thread::run(node, &mailbox, &outlets, &stop))
             })?,
         ];
-        Ok(Member { handle, port, net, watch, figures, ended, inbox, stop, log_work, apply_work, threads })
+        Ok(Member { handle, port, net, watch, metrics, figures, ended, inbox, stop, log_work, apply_work, threads, _peer_port: peer_port })
     }
 
     fn open_client_port(
@@ -293,12 +305,12 @@ impl Member {
         let core = Core {
             handle: self.handle.clone(),
             reads: Reads::new(self.handle.clone(), Budget::new(options.range_bytes_max)),
-            metrics: Arc::new(Metrics::default()),
+            metrics: self.metrics.clone(),
             phase: phases,
             etcd_version: ETCD_VERSION,
             started: Instant::now(),
         };
-        let routes = api::routes(&core, watch_service(&core, &self.watch));
+        let routes = api::routes(&core, self.watch.clone());
         let listeners = listeners.into_iter().map(|listener| (listener, routes.clone())).collect();
         let limits = HttpLimits { connections_max: options.connections_max, ..HttpLimits::default() };
         let pending = self.port.pending().clone();
@@ -345,6 +357,7 @@ impl Member {
         // A thread that is gone already takes no work.
         let _ = self.log_work.send(LogWork::Stop);
         let _ = self.apply_work.send(ApplyWork::Stop);
+        self.watch.stop();
         self.net.close();
         let deadline = Instant::now() + Duration::from_secs(2);
         for thread in self.threads.drain(..) {
@@ -462,24 +475,20 @@ fn node_options(
     })
 }
 
-async fn serve_peers(listener: std::net::TcpListener, service: PeerService) {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!("the peer port cannot be served: {error}"),
-    };
+fn open_peer_port(listener: std::net::TcpListener, service: PeerService) -> Result<HttpServer, ServeError> {
     let service = PeerServer::new(service)
         .max_decoding_message_size(FRAME_BYTES_MAX)
         .max_encoding_message_size(FRAME_BYTES_MAX);
-    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-    let served = tonic::transport::Server::builder()
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
-        .http2_keepalive_interval(Some(Duration::from_secs(5)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-        .add_service(service)
-        .serve_with_incoming(incoming)
-        .await;
-    if let Err(error) = served {
-        tracing::error!("the peer port is not served any more: {error}");
-    }
+    let routes = RoutesBuilder::default().grpc(service, &[]).build();
+    let limits = HttpLimits {
+        connections_max: 256,
+        ping_interval: Duration::from_secs(5),
+        ping_timeout: Duration::from_secs(5),
+        stream_window_bytes: WINDOW_BYTES,
+        connection_window_bytes: WINDOW_BYTES,
+        ..HttpLimits::default()
+    };
+    let (phase, _) = watch::channel(Phase::Serving);
+    HttpServer::start(vec![(listener, routes)], limits, 1, phase, |_| std::future::pending())
+        .map_err(|error| ServeError::Listen(format!("cannot start the peer port's threads: {error}")))
 }
