@@ -321,7 +321,9 @@ impl Raft {
 
     /// When the current try is given up.
     pub(crate) fn read_retry_at(&self) -> Option<Micros> {
-        self.forwarded_reads.current.map(|(_, at)| at + self.clock.t_min / 2)
+        self.forwarded_reads
+            .current
+            .map(|(_, at)| at + self.clock.t_min / 2)
     }
 
     pub(crate) fn forget_forwarded_try(&mut self) {

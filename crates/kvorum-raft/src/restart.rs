@@ -107,7 +107,10 @@ impl Raft {
         }
         let commit = restored_commit(&log, commit_mark, applied)?;
         // SM1: nobody else ever voted in what this member knows.
-        let known = || log.configurations().filter(|(_, configuration)| !configuration.is_empty());
+        let known = || {
+            log.configurations()
+                .filter(|(_, configuration)| !configuration.is_empty())
+        };
         let sole = known().next().is_some()
             && known().all(|(_, configuration)| configuration.is_sole_voter(options.id));
         let mut raft = Raft::assemble(options, hard_state, log, commit, applied.index, now);

@@ -409,7 +409,10 @@ fn run_seed(seed: u64, steps: u64) -> World {
 /// What happened how often, by the first words of the events.
 fn count(events: &[String], marks: &mut BTreeMap<&'static str, usize>) {
     for mark in MARKS {
-        let count = events.iter().filter(|event| event.split_once(": ").unwrap().1.starts_with(mark)).count();
+        let count = events
+            .iter()
+            .filter(|event| event.split_once(": ").unwrap().1.starts_with(mark))
+            .count();
         *marks.entry(mark).or_default() += count;
     }
 }
@@ -450,7 +453,10 @@ fn random_schedules_keep_every_invariant() {
     }
     println!("{marks:#?}");
     let silent: Vec<_> = marks.iter().filter(|(_, count)| **count == 0).collect();
-    assert!(number("RANDOM_SEEDS", 60) < 60 || silent.is_empty(), "never happened: {silent:?}");
+    assert!(
+        number("RANDOM_SEEDS", 60) < 60 || silent.is_empty(),
+        "never happened: {silent:?}"
+    );
 }
 
 /// The same seed and inputs give the same effects.

@@ -319,7 +319,10 @@ impl Cluster {
                 node.disk.purge(&meta);
             }
             Effect::ReadReady { token, index } => {
-                if self.reading == Some(token) && node.options.lease_reads && node.disk.base.configuration.voters.len() != 1 {
+                if self.reading == Some(token)
+                    && node.options.lease_reads
+                    && node.disk.base.configuration.voters.len() != 1
+                {
                     self.events.push(format!("{id}: lease read {token}"));
                 }
                 self.oracle.read_ready(token, index);
@@ -457,7 +460,9 @@ impl Cluster {
         for _ in 0..ms {
             self.now += MS;
             let flights = std::mem::take(&mut self.flights);
-            let (wait, due) = flights.into_iter().partition(|flight| self.paused.contains(&flight.message.to));
+            let (wait, due) = flights
+                .into_iter()
+                .partition(|flight| self.paused.contains(&flight.message.to));
             self.flights = wait;
             let due: Vec<Flight> = due;
             for flight in due {
@@ -471,7 +476,10 @@ impl Cluster {
         let ids: Vec<_> = self.nodes.keys().copied().collect();
         for id in ids {
             let now = self.now_of(id);
-            let raft = self.nodes[&id].raft.as_ref().filter(|_| !self.paused.contains(&id));
+            let raft = self.nodes[&id]
+                .raft
+                .as_ref()
+                .filter(|_| !self.paused.contains(&id));
             if raft.is_some_and(|raft| raft.next_deadline() <= now) {
                 self.input(id, Input::Tick);
             }

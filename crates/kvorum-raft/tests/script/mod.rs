@@ -17,7 +17,7 @@
 //! | `manual 1 persist …`, `auto 1` | what the surroundings of 1 do only when told; `persist 1 [count]`, `apply`, `fetch`, `build`, `install` tell |
 //! | `disk-fails 1`, `flush 1`, `unreachable 1 2`, `stream-fails 1 2` | inputs |
 //! | `crash 1 [keep]`, `restart 1`, `lose 1 2` | kill (of the open writes `keep` survive), start, take the 2 newest durable entries |
-//! | `status [1 …]`, `log 1`, `peers 1`, `config 1`, `flights` | print |
+//! | `status [1 …]`, `log 1`, `peers 1`, `config 1`, `in-flight` | print; in a log `2c` is a configuration entry of term 2 |
 //! | `expect 1 Leader term=2 commit=3 …` | fail unless so |
 
 use std::fmt::Write as _;
@@ -29,7 +29,14 @@ use kvorum_raft::*;
 use crate::harness::*;
 
 pub fn run_script(name: &str) {
-    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "scripts", &format!("{name}.txt")].iter().collect();
+    let path: PathBuf = [
+        env!("CARGO_MANIFEST_DIR"),
+        "tests",
+        "scripts",
+        &format!("{name}.txt"),
+    ]
+    .iter()
+    .collect();
     let text = std::fs::read_to_string(&path).unwrap();
     let actual = Script::default().run(name, &text);
     if std::env::var_os("UPDATE_SCRIPTS").is_some() {
@@ -37,7 +44,10 @@ pub fn run_script(name: &str) {
         return;
     }
     for (number, (left, right)) in (1..).zip(text.lines().zip(actual.lines())) {
-        assert_eq!(left, right, "{name}.txt line {number}: expected left, came right\n{actual}");
+        assert_eq!(
+            left, right,
+            "{name}.txt line {number}: expected left, came right\n{actual}"
+        );
     }
     assert_eq!(text, actual);
 }
@@ -101,7 +111,12 @@ impl Script {
                 self.cluster().settle();
                 self.cluster().events.clear();
                 let raft = self.cluster().nodes[&leader].raft();
-                let line = format!("{leader}: {:?} term {} commit {}", raft.role(), raft.term(), raft.commit());
+                let line = format!(
+                    "{leader}: {:?} term {} commit {}",
+                    raft.role(),
+                    raft.term(),
+                    raft.commit()
+                );
                 self.print(line);
             }
             "tick" => self.cluster().input(id(args, 0)?, Input::Tick),
@@ -110,7 +125,11 @@ impl Script {
             "settle" => self.cluster().settle(),
             "deliver" | "drop" | "save" | "copy" => self.flights(command, args)?,
             "replay" => {
-                let count = if args.is_empty() { self.saved.len() } else { id(args, 0)? as usize };
+                let count = if args.is_empty() {
+                    self.saved.len()
+                } else {
+                    id(args, 0)? as usize
+                };
                 let saved: Vec<_> = self.saved.drain(..count).collect();
                 self.cluster().flights.extend(saved);
             }
@@ -144,11 +163,15 @@ impl Script {
                 cluster.input(id(args, 0)?, Input::PersistFailed);
             }
             "flush" => self.cluster().flush(id(args, 0)?),
-            "unreachable" => self.cluster().input(id(args, 0)?, Input::Unreachable(id(args, 1)?)),
+            "unreachable" => self
+                .cluster()
+                .input(id(args, 0)?, Input::Unreachable(id(args, 1)?)),
             "stream-fails" => {
                 let (from, to) = (id(args, 0)?, id(args, 1)?);
                 let cluster = self.cluster();
-                cluster.flights.retain(|flight| !(flight.snapshot && is_link(flight, from, to)));
+                cluster
+                    .flights
+                    .retain(|flight| !(flight.snapshot && is_link(flight, from, to)));
                 cluster.input(from, Input::SnapshotSent { peer: to, ok: false });
             }
             "crash" => {
@@ -167,7 +190,7 @@ impl Script {
         }
         self.cluster().run_queue();
         let events = std::mem::take(&mut self.cluster().events);
-        for event in events {
+        for event in fold_reads(events) {
             self.print(event);
         }
         Ok(())
@@ -176,7 +199,11 @@ impl Script {
     fn found(&mut self, args: &[&str]) -> Outcome {
         let cold = args.first() == Some(&"cold");
         let args = &args[usize::from(cold)..];
-        let ids: Vec<&str> = args.iter().copied().take_while(|arg| arg.parse::<u64>().is_ok()).collect();
+        let ids: Vec<&str> = args
+            .iter()
+            .copied()
+            .take_while(|arg| arg.parse::<u64>().is_ok())
+            .collect();
         let settings = &args[ids.len()..];
         let mut founders = Vec::new();
         for at in 0..ids.len() {
@@ -198,9 +225,17 @@ impl Script {
         node.disk.entries.truncate(1);
         for (term, index) in terms.into_iter().zip(2..) {
             let data = Bytes::from(format!("{index}@{term}"));
-            node.disk.entries.push(Entry { term, index, kind: EntryKind::Command, data });
+            node.disk.entries.push(Entry {
+                term,
+                index,
+                kind: EntryKind::Command,
+                data,
+            });
         }
-        node.disk.hard_state = HardState { term: node.disk.last().term, vote: 0 };
+        node.disk.hard_state = HardState {
+            term: node.disk.last().term,
+            vote: 0,
+        };
         for arg in args {
             match arg.split_once('=') {
                 Some(("term", value)) => node.disk.hard_state.term = value.parse().map_err(|_| "a term?")?,
@@ -222,15 +257,20 @@ impl Script {
         let mut wanted = vec![(0, 0)];
         let mut kind = None;
         for arg in args {
-            if arg.contains('-') { wanted = links(arg)? } else { kind = Some(*arg) }
+            if arg.contains('-') {
+                wanted = links(arg)?
+            } else {
+                kind = Some(*arg)
+            }
         }
         let matches = |flight: &Flight| {
             let message = &flight.message;
             let described = describe_message(message);
             let name = described.split(' ').nth(3).unwrap_or_default();
-            wanted.iter().any(|&(from, to)| {
-                (from == 0 || from == message.from) && (to == 0 || to == message.to)
-            }) && kind.is_none_or(|kind| kind == name)
+            wanted
+                .iter()
+                .any(|&(from, to)| (from == 0 || from == message.from) && (to == 0 || to == message.to))
+                && kind.is_none_or(|kind| kind == name)
         };
         let all = std::mem::take(&mut self.cluster().flights);
         let (chosen, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(matches);
@@ -244,7 +284,7 @@ impl Script {
                     self.print(describe_message(&flight.message));
                     self.cluster().deliver(flight);
                     let events = std::mem::take(&mut self.cluster().events);
-                    for event in events {
+                    for event in fold_reads(events) {
                         self.print(format!("  {event}"));
                     }
                 }
@@ -265,22 +305,46 @@ impl Script {
     fn inject(&mut self, args: &[&str]) -> Outcome {
         let (from, to) = links(args.first().ok_or("which link?")?)?[0];
         let (term, kind) = (id(args, 1)?, *args.get(2).ok_or("which kind?")?);
-        let position = args.get(3).and_then(|arg| arg.split_once('@')).unwrap_or(("0", "0"));
-        let last = LogId { index: id(&[position.0], 0)?, term: id(&[position.1], 0)? };
+        let position = args
+            .get(3)
+            .and_then(|arg| arg.split_once('@'))
+            .unwrap_or(("0", "0"));
+        let last = LogId {
+            index: id(&[position.0], 0)?,
+            term: id(&[position.1], 0)?,
+        };
         let body = match kind {
-            "Vote" => MessageBody::Vote { campaign: 1, last, forced: false },
+            "Vote" => MessageBody::Vote {
+                campaign: 1,
+                last,
+                forced: false,
+            },
             "PreVote" => MessageBody::PreVote { campaign: 1, last },
             "HigherTerm" => MessageBody::HigherTerm,
             "AppendReply" => {
                 let result = AppendResult::Matched(last.index);
-                MessageBody::AppendReply { epoch: 1, round: 1, prev: 0, result }
+                MessageBody::AppendReply {
+                    epoch: 1,
+                    round: 1,
+                    prev: 0,
+                    result,
+                }
             }
             other => return Err(format!("cannot make a {other}")),
         };
         let cluster = if args.contains(&"cluster=8") { 8 } else { CLUSTER };
-        let message = Message { cluster, from, to, term, body };
+        let message = Message {
+            cluster,
+            from,
+            to,
+            term,
+            body,
+        };
         self.print(describe_message(&message));
-        self.cluster().deliver(Flight { message, snapshot: false });
+        self.cluster().deliver(Flight {
+            message,
+            snapshot: false,
+        });
         Ok(())
     }
 
@@ -294,19 +358,35 @@ impl Script {
             self.cluster().input(member, Input::TransferTo(target));
             return Ok(());
         }
-        let count = if command == "read" && args.len() > 1 { id(args, 1)? } else { 1 };
+        let count = if command == "read" && args.len() > 1 {
+            id(args, 1)?
+        } else {
+            1
+        };
         for _ in 0..count {
             self.token += 1;
             let token = self.token;
             let input = match command {
                 "propose" => {
-                    let commands = args[1..].iter().map(|data| Bytes::copy_from_slice(data.as_bytes()));
-                    Input::Propose { token, commands: commands.collect() }
+                    let commands = args[1..]
+                        .iter()
+                        .map(|data| Bytes::copy_from_slice(data.as_bytes()));
+                    Input::Propose {
+                        token,
+                        commands: commands.collect(),
+                    }
                 }
                 "read" => Input::Read { token },
                 _ => {
-                    let changes = args[1..].iter().map(|arg| change(arg)).collect::<Result<_, _>>()?;
-                    Input::ChangeConfig { token, changes, context: Bytes::new() }
+                    let changes = args[1..]
+                        .iter()
+                        .map(|arg| change(arg))
+                        .collect::<Result<_, _>>()?;
+                    Input::ChangeConfig {
+                        token,
+                        changes,
+                        context: Bytes::new(),
+                    }
                 }
             };
             self.cluster().input(member, input);
@@ -371,7 +451,12 @@ impl Script {
 
     fn show(&mut self, command: &str, args: &[&str]) -> Outcome {
         if command == "in-flight" {
-            let lines: Vec<_> = self.cluster().flights.iter().map(|flight| describe_message(&flight.message)).collect();
+            let lines: Vec<_> = self
+                .cluster()
+                .flights
+                .iter()
+                .map(|flight| describe_message(&flight.message))
+                .collect();
             for line in lines {
                 self.print(line);
             }
@@ -391,19 +476,39 @@ impl Script {
             let lines = match command {
                 "status" => vec![describe_status(&status)],
                 "log" => {
-                    let terms = (status.first..=status.last.index).map(|index| raft.term_at(index).unwrap().to_string());
-                    vec![format!("{member}: from {} [{}]", status.first, terms.collect::<Vec<_>>().join(" "))]
+                    let term = |index| {
+                        let config = node
+                            .disk
+                            .entry(index)
+                            .is_some_and(|entry| entry.kind == EntryKind::Config);
+                        format!(
+                            "{}{}",
+                            raft.term_at(index).unwrap(),
+                            if config { "c" } else { "" }
+                        )
+                    };
+                    let terms: Vec<_> = (status.first..=status.last.index).map(term).collect();
+                    vec![format!("{member}: from {} [{}]", status.first, terms.join(" "))]
                 }
                 "config" => {
                     let (latest, committed) = (raft.latest_configuration(), raft.committed_configuration());
-                    let (latest, committed) = (describe_configuration(latest), describe_configuration(committed));
+                    let (latest, committed) =
+                        (describe_configuration(latest), describe_configuration(committed));
                     vec![format!("{member}: latest {latest}, committed {committed}")]
                 }
                 _ => {
                     let line = |peer: &PeerStatus| {
                         let (messages, _) = peer.in_flight;
-                        let PeerStatus { id, state, matched, next, .. } = peer;
-                        format!("{member}: peer {id} {state:?} match {matched} next {next}, {messages} in flight")
+                        let PeerStatus {
+                            id,
+                            state,
+                            matched,
+                            next,
+                            ..
+                        } = peer;
+                        format!(
+                            "{member}: peer {id} {state:?} match {matched} next {next}, {messages} in flight"
+                        )
                     };
                     status.peers.iter().map(line).collect()
                 }
@@ -432,7 +537,10 @@ impl Script {
                 "last" => format!("last={}@{}", status.last.index, status.last.term),
                 "transfer" => format!("transfer={}", status.transfer.unwrap_or(0)),
                 "reads" => format!("reads={}", status.reads_waiting),
-                "config" => format!("config={}", describe_configuration(&status.latest).replace(' ', ",")),
+                "config" => format!(
+                    "config={}",
+                    describe_configuration(&status.latest).replace(' ', ",")
+                ),
                 _ => format!("{:?}", status.role),
             };
             if actual != *arg {
@@ -443,10 +551,52 @@ impl Script {
     }
 }
 
+/// Reads that become ready together take one line.
+fn fold_reads(events: Vec<String>) -> Vec<String> {
+    let mut folded: Vec<String> = Vec::new();
+    let mut run: Option<(String, String, u64, u64)> = None;
+    let line = |(member, end, first, last): (String, String, u64, u64)| match last - first {
+        0 => format!("{member}: read {first} {end}"),
+        _ => format!("{member}: reads {first} to {last} {end}"),
+    };
+    for event in events {
+        let (member, what) = event.split_once(": ").unwrap_or(("", &event));
+        let read = what.strip_prefix("read ").and_then(|rest| rest.split_once(' '));
+        let read = read.and_then(|(token, end)| Some((token.parse::<u64>().ok()?, end)));
+        match (read, &mut run) {
+            (Some((token, end)), Some((of, same, _, last)))
+                if of == member && same == end && *last + 1 == token =>
+            {
+                *last = token;
+            }
+            (read, run) => {
+                folded.extend(run.take().map(line));
+                match read {
+                    Some((token, end)) => *run = Some((member.into(), end.into(), token, token)),
+                    None => folded.push(event),
+                }
+            }
+        }
+    }
+    folded.extend(run.map(line));
+    folded
+}
+
 fn describe_status(status: &Status) -> String {
-    let Status { id, role, leader, commit, applied, last, .. } = status;
+    let Status {
+        id,
+        role,
+        leader,
+        commit,
+        applied,
+        last,
+        ..
+    } = status;
     let term = status.hard_state.term;
-    format!("{id}: {role:?} term {term} leader {leader} commit {commit} applied {applied} last {}@{}", last.index, last.term)
+    format!(
+        "{id}: {role:?} term {term} leader {leader} commit {commit} applied {applied} last {}@{}",
+        last.index, last.term
+    )
 }
 
 fn id(args: &[&str], at: usize) -> Result<u64, String> {
@@ -479,7 +629,11 @@ fn options_of(member: MemberId, settings: &[&str]) -> Result<Options, String> {
     let mut options = options(member);
     for setting in settings {
         let (name, value) = setting.split_once('=').ok_or("a setting is name=value")?;
-        let number = || value.parse::<usize>().map_err(|_| format!("{value} is no number"));
+        let number = || {
+            value
+                .parse::<usize>()
+                .map_err(|_| format!("{value} is no number"))
+        };
         match name {
             "prevote" => options.pre_vote = value == "on",
             "lease" => options.lease_reads = value == "on",
