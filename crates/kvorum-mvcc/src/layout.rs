@@ -1,7 +1,7 @@
 //! The store's keys and records, drawn in `docs/design/state-format.md`.
 //!
 //! ```text
-//! d | esc(key) 00 01 | !main      → record            every retained version, the newest of a key first
+//! d | esc(key) 00 01 | !main      → sub, record       every retained version, the newest of a key first
 //! r | main | sub                  → kind, prev, key   every retained change, in revision order
 //! s | session [| seq]             → session state
 //! m | …                           → meta (see `state`)
@@ -30,6 +30,10 @@ const AFTER_TERMINATOR: [u8; 2] = [0, 2];
 
 const LIVE: u8 = 1;
 const LEASED: u8 = 2;
+/// Flags and `sub` before the rest of a version's record.
+const RECORD_HEADER_BYTES: usize = 5;
+/// What a put has between that and a lease or the value.
+const REVISIONS_BYTES: usize = 16;
 /// Kind and `prev` before the key in a history record.
 const HISTORY_HEADER_BYTES: usize = 9;
 
@@ -128,24 +132,33 @@ pub(crate) fn read_record(stored_key: &Bytes, record: &Bytes) -> Result<Option<K
 /// Whether a version's record is a put.
 pub(crate) fn is_live(record: &[u8]) -> Result<bool, StoreError> {
     match record.first() {
-        Some(0) if record.len() == 1 => Ok(false),
+        Some(0) if record.len() == RECORD_HEADER_BYTES => Ok(false),
         Some(&flags) if flags & LIVE != 0 && flags & !(LIVE | LEASED) == 0 => Ok(true),
         _ => Err(corrupt("a version's record has unknown flags")),
     }
 }
 
+/// The number of the version's change within its revision.
+pub(crate) fn record_sub(record: &[u8]) -> Result<u32, StoreError> {
+    let sub = record
+        .get(1..RECORD_HEADER_BYTES)
+        .ok_or_else(|| corrupt("a version's record is too short"))?;
+    Ok(u32::from_le_bytes(sub.try_into().expect("four bytes")))
+}
+
 fn read_live(key: Bytes, main: Revision, record: &Bytes) -> Result<KeyValue, StoreError> {
     let leased = record[0] & LEASED != 0;
-    let value_at = if leased { 25 } else { 17 };
+    let lease_at = RECORD_HEADER_BYTES + REVISIONS_BYTES;
+    let value_at = if leased { lease_at + 8 } else { lease_at };
     if record.len() < value_at {
         return Err(corrupt("a version's record is too short"));
     }
     Ok(KeyValue {
         key,
-        create_revision: i64_at(record, 1),
+        create_revision: i64_at(record, RECORD_HEADER_BYTES),
         mod_revision: main,
-        version: i64_at(record, 9),
-        lease: if leased { i64_at(record, 17) } else { 0 },
+        version: i64_at(record, RECORD_HEADER_BYTES + 8),
+        lease: if leased { i64_at(record, lease_at) } else { 0 },
         value: record.slice(value_at..),
     })
 }
@@ -215,13 +228,15 @@ pub(crate) fn write_put(kv: &KeyValue, sub: u32, prev: Revision) -> Written {
     let history_at = data_len;
     let change_at = history_at + 13;
     let record_at = change_at + HISTORY_HEADER_BYTES + kv.key.len();
-    let value_at = record_at + if kv.lease != 0 { 25 } else { 17 };
+    let lease_bytes = if kv.lease != 0 { 8 } else { 0 };
+    let value_at = record_at + RECORD_HEADER_BYTES + REVISIONS_BYTES + lease_bytes;
 
     let mut out = Vec::with_capacity(value_at + kv.value.len());
     push_data_key(&mut out, kv, zeros);
     push_history_key(&mut out, kv.mod_revision, sub);
     push_change(&mut out, EventKind::Put, prev, &kv.key);
     out.push(if kv.lease != 0 { LIVE | LEASED } else { LIVE });
+    out.extend_from_slice(&sub.to_le_bytes());
     out.extend_from_slice(&kv.create_revision.to_le_bytes());
     out.extend_from_slice(&kv.version.to_le_bytes());
     if kv.lease != 0 {
@@ -255,11 +270,12 @@ pub(crate) fn write_delete(key: &Bytes, main: Revision, sub: u32, prev: Revision
     let data_len = 1 + key.len() + zeros + TERMINATOR.len() + 8;
     let change_at = data_len + 13;
     let record_at = change_at + HISTORY_HEADER_BYTES + key.len();
-    let mut out = Vec::with_capacity(record_at + 1);
+    let mut out = Vec::with_capacity(record_at + RECORD_HEADER_BYTES);
     push_data_key(&mut out, &kv, zeros);
     push_history_key(&mut out, main, sub);
     push_change(&mut out, EventKind::Delete, prev, key);
     out.push(0);
+    out.extend_from_slice(&sub.to_le_bytes());
     let bytes = Bytes::from(out);
     Written {
         data: (bytes.slice(..data_len), bytes.slice(record_at..)),
@@ -385,6 +401,7 @@ mod tests {
             assert_eq!(put.data.0, data_key(&kv.key, kv.mod_revision));
             assert_eq!(put.history.0, history_key(kv.mod_revision, sub));
             assert_eq!(read_record(&put.data.0, &put.data.1).unwrap(), Some(kv.clone()));
+            assert_eq!(record_sub(&put.data.1).unwrap(), sub);
             let change = read_change(&put.history.0, &put.history.1).unwrap();
             let (main, key) = (kv.mod_revision, kv.key.clone());
             assert_eq!(
@@ -409,6 +426,7 @@ mod tests {
             );
             assert_eq!(delete.data.0, put.data.0);
             assert_eq!(read_record(&delete.data.0, &delete.data.1).unwrap(), None);
+            assert_eq!(record_sub(&delete.data.1).unwrap(), sub);
             let change = read_change(&delete.history.0, &delete.history.1).unwrap();
             assert_eq!(
                 change,

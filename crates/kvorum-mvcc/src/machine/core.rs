@@ -11,9 +11,9 @@ use kvorum_model::{
 };
 
 use super::RevisionEvents;
-use crate::cache::Head;
-use crate::layout::{read_record, split_data_key, write_delete, write_put};
-use crate::read::{Found, ReadError, Shared, Source, check_bounds, point_at, scan_at};
+use crate::cache::{Head, KeyFilter, Known, hash_of};
+use crate::layout::{read_record, record_sub, split_data_key, write_delete, write_put};
+use crate::read::{Found, ReadError, Shared, Source, check_bounds, newest, point_at, scan_at};
 use crate::samples::Samples;
 use crate::sessions::Sessions;
 use crate::state::{ClusterState, State};
@@ -25,6 +25,10 @@ pub(super) struct Core<V> {
     pub shared: Arc<Shared<V>>,
     pub view: V,
     pub view_revision: Revision,
+    /// All keys of the store and of `pending`, once they are gathered.
+    pub filter: Option<Arc<KeyFilter>>,
+    /// The filter that is being filled.
+    pub next_filter: Option<KeyFilter>,
     pub state: State,
     pub configuration: Bytes,
     pub cluster: Arc<ClusterState>,
@@ -52,6 +56,8 @@ impl<V: View> Core<V> {
         Core {
             view: published.view.clone(),
             view_revision: published.state.revision,
+            filter: None,
+            next_filter: None,
             state: State::default(),
             configuration: Bytes::new(),
             cluster: Arc::default(),
@@ -67,20 +73,25 @@ impl<V: View> Core<V> {
 
     /// The newest state of a key.
     pub fn head(&self, key: &Bytes) -> Result<Head, StoreError> {
-        if let Some(head) = self.shared.cache.get(key) {
-            return Ok(head);
-        }
+        let hash = hash_of(key);
+        let hint = match self.shared.cache.get(key, hash, Revision::MAX) {
+            Known::Head(head) => return Ok(head),
+            Known::Hint(hint) => Some(hint),
+            Known::Nothing => None,
+        };
         if let Some(head) = self.pending.get(key) {
             return Ok(head.clone());
         }
-        let head = match point_at(&self.view, key, Revision::MAX)? {
-            None => Head::Absent(self.state.revision),
-            Some((stored, record)) => match read_record(&stored, &record)? {
-                Some(kv) => Head::Live(kv),
-                None => Head::Deleted(split_data_key(&stored)?.1),
-            },
+        let Some((stored, record)) = newest(&self.view, key, hash, self.filter.as_deref(), hint)? else {
+            return Ok(Head::Absent);
         };
-        self.shared.cache.set(key.clone(), head.clone());
+        let head = match read_record(&stored, &record)? {
+            Some(kv) => Head::Live(kv),
+            None => Head::Deleted(split_data_key(&stored)?.1),
+        };
+        self.shared
+            .cache
+            .set(key.clone(), hash, head.clone(), record_sub(&record)?);
         Ok(head)
     }
 
@@ -124,12 +135,14 @@ impl<V: View> Core<V> {
     fn write(&mut self, planned: Planned, main: Revision, sub: u32, events: &mut Vec<Event>) {
         let prev = planned.old.prev(self.state.compacted);
         let prev_kv = planned.old.into_live();
+        let hash = hash_of(&planned.key);
         let (written, kind, head) = match planned.put {
             Some(mut kv) => {
                 kv.mod_revision = main;
                 if prev_kv.is_none() {
                     kv.create_revision = main;
                     self.state.live_keys += 1;
+                    self.note_key(hash);
                 }
                 let written = write_put(&kv, sub, prev);
                 let head = Head::Live(written.kv.clone());
@@ -146,7 +159,7 @@ impl<V: View> Core<V> {
             }
         };
         let key = written.kv.key.clone();
-        self.shared.cache.set(key.clone(), head.clone());
+        self.shared.cache.set(key.clone(), hash, head.clone(), sub);
         let before = self.pending.insert(key, head);
         assert!(
             before.is_none_or(|before| before.prev(0) != main),
@@ -159,6 +172,13 @@ impl<V: View> Core<V> {
             kv: written.kv,
             prev_kv,
         });
+    }
+
+    /// A key that may not be in the filters is written.
+    fn note_key(&self, hash: u64) {
+        for filter in self.filter.as_deref().into_iter().chain(&self.next_filter) {
+            filter.add(hash);
+        }
     }
 
     fn finish_revision(&mut self, events: Vec<Event>) {

@@ -14,6 +14,7 @@ mod removal;
 #[cfg(test)]
 pub(crate) mod tests;
 mod txn;
+mod warmup;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -30,6 +31,7 @@ use crate::snapshot::SnapshotReader;
 use crate::state::{CONFIGURATION_KEY, ClusterState, FORMAT, SAMPLES_KEY, STATE_KEY, State, StateError};
 use crate::store::{Batch, Store, StoreError, View};
 use removal::Removal;
+use warmup::Warmup;
 
 /// Sessions that [`StateMachine::expired_sessions`] names at once.
 const EXPIRE_SESSIONS_MAX: usize = 1024;
@@ -41,6 +43,8 @@ const VIEW_RENEW_MS: u64 = 1000;
 pub struct Options {
     /// Memory for the newest records of recently used keys, in bytes.
     pub cache_bytes: usize,
+    /// Memory for hints where the newest records of other keys stand, in bytes; 24 a key.
+    pub hint_bytes: usize,
     /// Most history records that are removed per second after a compaction.
     pub removals_per_second: u64,
     /// Indexes of commands to skip, given by the operator on all members alike, because applying them stops every
@@ -52,6 +56,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             cache_bytes: 64 << 20,
+            hint_bytes: 32 << 20,
             removals_per_second: 100_000,
             skip: BTreeSet::new(),
         }
@@ -176,7 +181,7 @@ impl From<StateError> for OpenError {
 pub struct Maintenance {
     /// History records removed in this step.
     pub removed: usize,
-    /// Whether more are left to remove: call again soon.
+    /// Whether there is more to do: call again soon.
     pub pending: bool,
 }
 
@@ -186,6 +191,7 @@ pub struct StateMachine<S: Store> {
     core: Core<S::View>,
     shared: Arc<Shared<S::View>>,
     removal: Removal,
+    warmup: Warmup,
     options: Options,
     cluster_version: u64,
     stopped: bool,
@@ -226,8 +232,9 @@ impl<S: Store> StateMachine<S> {
                 configuration: configuration.clone(),
                 cluster: Arc::clone(&cluster),
                 removed: removal.removed(),
+                filter: None,
             })),
-            cache: HeadCache::new(options.cache_bytes),
+            cache: HeadCache::new(options.cache_bytes, options.hint_bytes),
         });
         let core = Core {
             view_revision: state.revision,
@@ -244,6 +251,7 @@ impl<S: Store> StateMachine<S> {
             core,
             shared,
             removal,
+            warmup: Warmup::default(),
             options,
             cluster_version: 0,
             stopped: false,
@@ -352,21 +360,23 @@ impl<S: Store> StateMachine<S> {
             ..with.core
         };
         self.store = with.store;
-        self.removal = with.removal;
+        (self.removal, self.warmup) = (with.removal, with.warmup);
         self.stopped = with.stopped;
         self.cluster_version += 1;
         self.publish();
     }
 
     /// Housekeeping between batches: lets the store flush and hold back, removes compacted history within the rate
-    /// limit, and renews the readers' view. `now_ms` is any monotonic clock; what it does influences no digest and
+    /// limit, gathers what makes look-ups fast, and renews the readers' view. `now_ms` is any monotonic clock; what it does influences no digest and
     /// no answer. An error of [`StoreError::NoSpace`] is not fatal: call again later.
     pub fn maintenance(&mut self, now_ms: u64) -> Result<Maintenance, StoreError> {
         self.store.maintain()?;
         let records_max = self.removal.allowance(now_ms, self.options.removals_per_second);
         let compacted = self.core.state.compacted;
         let mut removed = 0;
-        if let Some(mut step) = self.removal.step(&self.store.view(), compacted, records_max)? {
+        let view = self.store.view();
+        self.warmup.step(&mut self.core, &view)?;
+        if let Some(mut step) = self.removal.step(&view, compacted, records_max)? {
             let writes = std::mem::take(&mut step.writes);
             self.store.write(Batch {
                 writes,
@@ -383,10 +393,8 @@ impl<S: Store> StateMachine<S> {
         if self.renewed_ms.is_none() || removed > 0 || due {
             self.renewed_ms = Some(now_ms);
         }
-        Ok(Maintenance {
-            removed,
-            pending: self.removal.is_pending(compacted),
-        })
+        let pending = self.removal.is_pending(compacted) || self.warmup.is_pending(&self.core);
+        Ok(Maintenance { removed, pending })
     }
 
     /// Shows readers the state as it stands.
@@ -400,6 +408,7 @@ impl<S: Store> StateMachine<S> {
             configuration: self.core.configuration.clone(),
             cluster: Arc::clone(&self.core.cluster),
             removed: self.removal.removed(),
+            filter: self.core.filter.clone(),
         });
     }
 }

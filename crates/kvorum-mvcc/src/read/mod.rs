@@ -8,7 +8,7 @@ use kvorum_model::{Error, KeyRange, KeyValue, Revision, limits};
 
 pub(crate) use answer::{answer_range, holds};
 pub use scan::Scan;
-pub(crate) use scan::{Found, Source, point_at, scan_at};
+pub(crate) use scan::{Found, Source, newest, point_at, scan_at};
 pub use view::{HistoryPage, Page, ReadView, Reader, Wanted};
 pub(crate) use view::{Published, Shared};
 

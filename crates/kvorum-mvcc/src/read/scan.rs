@@ -5,7 +5,10 @@ use std::ops::{Bound, ControlFlow};
 use bytes::Bytes;
 use kvorum_model::{KeyRange, KeyValue, Revision};
 
-use crate::layout::{after, data_bounds, data_key, data_prefix, is_live, read_record, split_data_key};
+use crate::cache::{Hint, KeyFilter};
+use crate::layout::{
+    after, data_bounds, data_key, data_prefix, is_live, read_record, record_sub, split_data_key,
+};
 use crate::store::{StoreError, StoreIter, View};
 
 /// Versions of one key that are walked over before the rest of them is jumped over.
@@ -56,6 +59,29 @@ pub(crate) fn point_at(
     view.range(Bound::Included(data_key(key, at)), Bound::Excluded(to.into()))
         .next()
         .transpose()
+}
+
+/// The newest version of a key in a view, as [`point_at`] finds it; without a search if the filter has not seen the
+/// key's hash, or if the hint is right.
+pub(crate) fn newest(
+    view: &impl View,
+    key: &[u8],
+    hash: u64,
+    filter: Option<&KeyFilter>,
+    hint: Option<Hint>,
+) -> Result<Option<(Bytes, Bytes)>, StoreError> {
+    if filter.is_some_and(|filter| !filter.may_contain(hash)) {
+        return Ok(None);
+    }
+    if let Some(hint) = hint {
+        let stored = data_key(key, hint.main);
+        if let Some(record) = view.get(&stored)?
+            && record_sub(&record)? == hint.sub
+        {
+            return Ok(Some((stored, record)));
+        }
+    }
+    point_at(view, key, Revision::MAX)
 }
 
 /// All live keys of a range at a revision.

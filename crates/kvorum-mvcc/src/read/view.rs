@@ -10,9 +10,9 @@ use kvorum_model::{
 };
 
 use super::{Found, ReadError, Scan, Source, answer_range, check_bounds, check_revision, holds, kv_bytes};
-use super::{point_at, scan_at};
-use crate::cache::HeadCache;
-use crate::layout::{Change, data_key, history_key, read_change, read_record};
+use super::{newest, point_at, scan_at};
+use crate::cache::{HeadCache, KeyFilter, Known, hash_of};
+use crate::layout::{Change, data_key, history_key, read_change, read_record, record_sub};
 use crate::snapshot::SnapshotReader;
 use crate::state::{ClusterState, State};
 use crate::store::{Store, StoreError, View};
@@ -25,6 +25,8 @@ pub(crate) struct Published<V> {
     pub cluster: Arc<ClusterState>,
     /// Compactions up to this revision are removed from the store, too.
     pub removed: Revision,
+    /// All keys of the view, once they are gathered.
+    pub filter: Option<Arc<KeyFilter>>,
 }
 
 /// What the applier and the readers share.
@@ -412,18 +414,26 @@ impl<S: Store> Source for ReadView<S> {
     }
 
     fn point(&self, key: &Bytes, at: Option<Revision>) -> Result<Option<KeyValue>, StoreError> {
-        let revision = self.revision();
-        let newest = at.is_none_or(|at| at == revision);
-        if newest && let Some(head) = self.shared.cache.get_at(key, revision) {
-            return Ok(head.into_live());
+        let (published, revision) = (&*self.published, self.revision());
+        if let Some(at) = at.filter(|at| *at != revision) {
+            return match point_at(&published.view, key, at)? {
+                Some((stored, record)) => read_record(&stored, &record),
+                None => Ok(None),
+            };
         }
-        let found = point_at(&self.published.view, key, at.unwrap_or(revision))?;
-        let kv = match &found {
-            Some((stored, record)) => read_record(stored, record)?,
-            None => None,
+        let hash = hash_of(key);
+        let hint = match self.shared.cache.get(key, hash, revision) {
+            Known::Head(head) => return Ok(head.into_live()),
+            Known::Hint(hint) => Some(hint),
+            Known::Nothing => None,
         };
-        if newest && let Some(kv) = &kv {
-            self.shared.cache.offer(kv, revision);
+        let Some((stored, record)) = newest(&published.view, key, hash, published.filter.as_deref(), hint)?
+        else {
+            return Ok(None);
+        };
+        let kv = read_record(&stored, &record)?;
+        if let Some(kv) = &kv {
+            self.shared.cache.offer(kv, hash, record_sub(&record)?, revision);
         }
         Ok(kv)
     }

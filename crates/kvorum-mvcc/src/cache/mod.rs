@@ -1,12 +1,18 @@
-//! The newest state of recently used keys, so that applying a put needs no search in the store and point gets
-//! need no read.
+//! What the applier knows of keys beside the store, so that applying a put needs no search in it and point gets need
+//! no read, or an exact one.
 //!
-//! Invariant: an entry holds its key's newest state as far as the applier has come. The applier changes the entry
-//! of a key before it publishes the revision that changed the key; a reader of revision R therefore may use an
-//! entry whose state began at or before R, and must ignore a younger one.
+//! Three things, from the dearest to the cheapest: the newest records of recently used keys, hints where the newest
+//! versions of many more keys stand ([`hints`]), and which keys there may be at all ([`filter`]).
+//!
+//! Invariant: a record or hint that stands here is its key's newest as far as the applier has come. The applier changes
+//! it before it publishes the revision that changed the key; a reader of revision R therefore may use what began at
+//! or before R, and must ignore what is younger.
 //!
 //! A reader may add what it found in a view of revision R only if no key of the same shard was changed after R:
 //! otherwise its find could be stale, and would stand here as the newest.
+
+mod filter;
+mod hints;
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -14,6 +20,10 @@ use bytes::Bytes;
 use kvorum_model::{KeyValue, Revision};
 use rustc_hash::FxHashMap;
 use xxhash_rust::xxh3::xxh3_64;
+
+pub(crate) use filter::KeyFilter;
+pub(crate) use hints::Hint;
+use hints::Hints;
 
 const SHARDS: usize = 16;
 /// What an entry takes beside its key and value: slots, index, reference counts.
@@ -26,16 +36,17 @@ pub(crate) enum Head {
     Live(KeyValue),
     /// It was deleted at this revision.
     Deleted(Revision),
-    /// The store held nothing of it when it was looked up, at this revision.
-    Absent(Revision),
+    /// The store holds nothing of it.
+    Absent,
 }
 
 impl Head {
-    /// The first revision that it is known to be right for.
-    fn since(&self) -> Revision {
+    /// The revision of the change that made it so.
+    fn main(&self) -> Revision {
         match self {
             Head::Live(kv) => kv.mod_revision,
-            Head::Deleted(revision) | Head::Absent(revision) => *revision,
+            Head::Deleted(revision) => *revision,
+            Head::Absent => 0,
         }
     }
 
@@ -43,7 +54,7 @@ impl Head {
     pub fn into_live(self) -> Option<KeyValue> {
         match self {
             Head::Live(kv) => Some(kv),
-            Head::Deleted(_) | Head::Absent(_) => None,
+            Head::Deleted(_) | Head::Absent => None,
         }
     }
 
@@ -53,14 +64,32 @@ impl Head {
         match self {
             Head::Live(kv) => kv.mod_revision,
             Head::Deleted(revision) if *revision >= compacted => *revision,
-            Head::Deleted(_) | Head::Absent(_) => 0,
+            Head::Deleted(_) | Head::Absent => 0,
         }
     }
 }
 
+/// What is known of a key without the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// This is its newest state.
+    Head(Head),
+    /// This may be its newest change.
+    Hint(Hint),
+    /// Nothing.
+    Nothing,
+}
+
+/// The hash of a key for cache, hints and filter.
+pub(crate) fn hash_of(key: &[u8]) -> u64 {
+    xxh3_64(key)
+}
+
+/// Records and hints, shared by applier and readers.
 pub(crate) struct HeadCache {
     shards: Vec<Mutex<Shard>>,
     shard_bytes_max: usize,
+    shard_hint_bytes: usize,
 }
 
 /// Slots are evicted by the clock algorithm: a hand goes round, spares each used slot once.
@@ -70,6 +99,7 @@ struct Shard {
     slots: Vec<Slot>,
     hand: usize,
     bytes: usize,
+    hints: Hints,
     /// The revision of the applier's last change to a key of this shard.
     newest: Revision,
 }
@@ -83,12 +113,12 @@ struct Slot {
 }
 
 impl HeadCache {
-    /// A cache that holds about `bytes_max`.
-    pub fn new(bytes_max: usize) -> Self {
-        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+    /// A cache of about `bytes_max` for records and `hint_bytes` for hints.
+    pub fn new(bytes_max: usize, hint_bytes: usize) -> Self {
         HeadCache {
-            shards,
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             shard_bytes_max: bytes_max / SHARDS,
+            shard_hint_bytes: hint_bytes / SHARDS,
         }
     }
 
@@ -98,35 +128,56 @@ impl HeadCache {
             .expect("no holder of the lock panics")
     }
 
-    /// The newest state, for the applier.
-    pub fn get(&self, key: &[u8]) -> Option<Head> {
-        let hash = xxh3_64(key);
-        self.shard(hash).get(hash, key)
-    }
-
-    /// The state at `revision`, for readers, if the newest is not younger.
-    pub fn get_at(&self, key: &[u8], revision: Revision) -> Option<Head> {
-        let hash = xxh3_64(key);
-        self.shard(hash)
-            .get(hash, key)
-            .filter(|head| head.since() <= revision)
-    }
-
-    /// What the applier changed or found.
-    pub fn set(&self, key: Bytes, head: Head) {
-        let hash = xxh3_64(&key);
+    /// What is known of a key's state at `revision`; the applier asks for `Revision::MAX`.
+    pub fn get(&self, key: &[u8], hash: u64, revision: Revision) -> Known {
         let mut shard = self.shard(hash);
-        shard.newest = shard.newest.max(head.since());
+        if let Some(head) = shard.get(hash, key) {
+            return if head.main() <= revision {
+                Known::Head(head)
+            } else {
+                Known::Nothing
+            };
+        }
+        match shard.hints.get(hash) {
+            Some(hint) if hint.main <= revision => Known::Hint(hint),
+            _ => Known::Nothing,
+        }
+    }
+
+    /// What the applier changed or found: the newest state of a key, by its change number `sub`.
+    pub fn set(&self, key: Bytes, hash: u64, head: Head, sub: u32) {
+        let mut shard = self.shard(hash);
+        let main = head.main();
+        shard.newest = shard.newest.max(main);
+        shard.hints.set(hash, Hint { main, sub }, self.shard_hint_bytes);
         shard.set(hash, key, head, self.shard_bytes_max);
     }
 
-    /// What a reader found in a view of `revision`.
-    pub fn offer(&self, kv: &KeyValue, revision: Revision) {
-        let hash = xxh3_64(&kv.key);
+    /// A record that a reader found in a view of `revision`, as the newest of its key.
+    pub fn offer(&self, kv: &KeyValue, hash: u64, sub: u32, revision: Revision) {
         let mut shard = self.shard(hash);
-        if shard.newest <= revision && !shard.index.contains_key(&hash) {
+        if shard.newest > revision {
+            return;
+        }
+        shard.hints.offer(
+            hash,
+            Hint {
+                main: kv.mod_revision,
+                sub,
+            },
+            self.shard_hint_bytes,
+        );
+        if !shard.index.contains_key(&hash) {
             let kv = detached(kv);
             shard.set(hash, kv.key.clone(), Head::Live(kv), self.shard_bytes_max);
+        }
+    }
+
+    /// A hint only, under the same condition.
+    pub fn offer_hint(&self, hash: u64, hint: Hint, revision: Revision) {
+        let mut shard = self.shard(hash);
+        if shard.newest <= revision {
+            shard.hints.offer(hash, hint, self.shard_hint_bytes);
         }
     }
 
@@ -249,42 +300,62 @@ mod tests {
         Bytes::copy_from_slice(name.as_bytes())
     }
 
+    fn set(cache: &HeadCache, name: &str, head: Head) {
+        cache.set(key(name), hash_of(name.as_bytes()), head, 0);
+    }
+
+    fn get(cache: &HeadCache, name: &str, revision: Revision) -> Known {
+        cache.get(name.as_bytes(), hash_of(name.as_bytes()), revision)
+    }
+
+    fn offer(cache: &HeadCache, kv: &KeyValue, revision: Revision) {
+        cache.offer(kv, hash_of(&kv.key), 0, revision);
+    }
+
     #[test]
     fn a_reader_never_sees_what_is_younger_than_its_view() {
-        let cache = HeadCache::new(1 << 20);
-        cache.set(key("a"), live("a", 7, 1));
-        assert_eq!(cache.get_at(b"a", 6), None);
-        assert_eq!(cache.get_at(b"a", 7), Some(live("a", 7, 1)));
-        cache.set(key("a"), Head::Deleted(9));
-        assert_eq!(cache.get_at(b"a", 8), None);
-        assert_eq!(cache.get_at(b"a", 9), Some(Head::Deleted(9)));
+        let cache = HeadCache::new(1 << 20, 1 << 20);
+        set(&cache, "a", live("a", 7, 1));
+        assert_eq!(get(&cache, "a", 6), Known::Nothing);
+        assert_eq!(get(&cache, "a", 7), Known::Head(live("a", 7, 1)));
+        set(&cache, "a", Head::Deleted(9));
+        assert_eq!(get(&cache, "a", 8), Known::Nothing);
+        assert_eq!(get(&cache, "a", 9), Known::Head(Head::Deleted(9)));
+        cache.shard(hash_of(b"a")).remove(0);
+        assert_eq!(get(&cache, "a", 8), Known::Nothing, "nor where it stands");
+        assert_eq!(get(&cache, "a", 9), Known::Hint(Hint { main: 9, sub: 0 }));
     }
 
     /// The applier changed the key and the entry was evicted; a reader that began before must not bring the old
     /// state in as the newest.
     #[test]
     fn a_reader_cannot_bring_in_a_stale_state() {
-        let cache = HeadCache::new(1 << 20);
-        cache.set(key("a"), live("a", 7, 1));
-        let hash = xxh3_64(b"a");
-        cache.shard(hash).remove(0);
-        cache.offer(&record("a", 3, 1), 6);
-        assert_eq!(cache.get(b"a"), None);
-        cache.offer(&record("a", 7, 1), 7);
-        assert_eq!(cache.get(b"a"), Some(live("a", 7, 1)));
+        let cache = HeadCache::new(1 << 20, 0);
+        set(&cache, "a", live("a", 7, 1));
+        let forget = |cache: &HeadCache| {
+            let mut shard = cache.shard(hash_of(b"a"));
+            shard.remove(0);
+            shard.hints = Hints::default();
+        };
+        forget(&cache);
+        offer(&cache, &record("a", 3, 1), 6);
+        cache.offer_hint(hash_of(b"a"), Hint { main: 3, sub: 0 }, 6);
+        assert_eq!(get(&cache, "a", 9), Known::Nothing);
+        offer(&cache, &record("a", 7, 1), 7);
+        assert_eq!(get(&cache, "a", 9), Known::Head(live("a", 7, 1)));
         cache.clear(10);
-        cache.offer(&record("a", 7, 1), 9);
-        assert_eq!(cache.get(b"a"), None);
+        offer(&cache, &record("a", 7, 1), 9);
+        assert_eq!(get(&cache, "a", 11), Known::Nothing);
     }
 
     #[test]
     fn it_stays_within_its_budget_and_keeps_what_is_used() {
-        let cache = HeadCache::new(SHARDS * 20_000);
-        cache.set(key("hot"), live("hot", 1, 10));
-        for n in 0..5_000 {
+        let cache = HeadCache::new(SHARDS * 20_000, 1 << 20);
+        set(&cache, "hot", live("hot", 1, 10));
+        for n in 1..5_000 {
             let name = format!("cold {n}");
-            cache.set(key(&name), live(&name, n, 300));
-            assert!(cache.get(b"hot").is_some());
+            set(&cache, &name, live(&name, n, 300));
+            assert!(matches!(get(&cache, "hot", n), Known::Head(_)));
         }
         for shard in &cache.shards {
             let shard = shard.lock().expect("nobody panicked");
@@ -298,10 +369,11 @@ mod tests {
                 assert_eq!(shard.index[&slot.hash], at);
             }
         }
-        cache.set(key("hot"), live("hot", 2, 19_000));
+        set(&cache, "hot", live("hot", 6_000, 19_000));
+        let hint = Hint { main: 6_000, sub: 0 };
         assert_eq!(
-            cache.get(b"hot"),
-            None,
+            get(&cache, "hot", 6_000),
+            Known::Hint(hint),
             "too large to keep: the old state goes all the same"
         );
     }
