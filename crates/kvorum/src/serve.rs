@@ -6,11 +6,9 @@
 mod notify;
 mod process;
 
-use std::future::Future;
 use std::path::PathBuf;
 
 use clap::Args;
-use kvorum_server::ServeOptions;
 
 use crate::config::{Config, Flags, LogFormat, LogOptions};
 use crate::failure::Failure;
@@ -80,19 +78,8 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
         stop.on_stdin_closed(options.drain_timeout);
     }
     notify::ready_when_served(&options.listen_client);
-    serve(options, stop.requested())
-}
-
-#[cfg(feature = "member")]
-fn serve(options: ServeOptions, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), Failure> {
-    kvorum_server::runtime::serve(options, stop).map_err(|error| Failure::error(error.to_string()))
-}
-
-#[cfg(not(feature = "member"))]
-fn serve(_: ServeOptions, _: impl Future<Output = ()> + Send + 'static) -> Result<(), Failure> {
-    Err(Failure::error(
-        "this build holds only the clients; build with the feature `member`",
-    ))
+    let stopped = kvorum_server::runtime::serve(options, stop.requested());
+    stopped.map_err(|error| Failure::error(error.to_string()))
 }
 
 fn start_log(options: LogOptions) {

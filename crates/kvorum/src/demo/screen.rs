@@ -154,6 +154,9 @@ impl Screen {
             return;
         }
         let text = line.render(columns() - 1, self.colours);
+        if self.shown.as_ref().is_some_and(|shown| shown.pieces == line.pieces) {
+            return;
+        }
         let output = match (self.shown.is_some(), self.prompt) {
             // The cursor stands somewhere in the line below, behind what was typed: it goes back there.
             (true, true) => format!("\x1b7\x1b[1A\r\x1b[2K{text}\x1b8"),
