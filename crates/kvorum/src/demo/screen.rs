@@ -154,7 +154,11 @@ impl Screen {
             return;
         }
         let text = line.render(columns() - 1, self.colours);
-        if self.shown.as_ref().is_some_and(|shown| shown.pieces == line.pieces) {
+        if self
+            .shown
+            .as_ref()
+            .is_some_and(|shown| shown.pieces == line.pieces)
+        {
             return;
         }
         let output = match (self.shown.is_some(), self.prompt) {
