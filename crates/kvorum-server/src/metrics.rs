@@ -9,6 +9,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use kvorum_model::Reply;
+use kvorum_mvcc::Applied;
 use kvorum_raft::Role;
 use tonic::{Code, Status};
 
@@ -173,6 +175,20 @@ impl Metrics {
         figures.handled[code as usize].add_one();
         figures.duration.observe(started.elapsed());
         result
+    }
+
+    /// Counts what was applied, whoever asked for it.
+    pub fn note_applied(&self, applied: &[Applied]) {
+        let count = |is: fn(&Reply) -> bool| {
+            applied
+                .iter()
+                .filter(|applied| applied.result.as_ref().is_ok_and(is))
+                .count() as u64
+        };
+        self.puts.add(count(|reply| matches!(reply, Reply::Put(_))));
+        self.deletes
+            .add(count(|reply| matches!(reply, Reply::DeleteRange(_))));
+        self.txns.add(count(|reply| matches!(reply, Reply::Txn(_))));
     }
 
     /// Adds figures that another part of the process keeps.
@@ -482,7 +498,7 @@ impl Family<'_> {
         self.line("_count", labels, None, total);
     }
 
-    fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
+    pub(crate) fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
         let bound = |bucket: usize| (Histogram::FIRST_BOUND_MICROS << bucket) as f64 / 1e6;
         let bounds: Vec<f64> = (0..Histogram::BOUNDS).map(bound).collect();
         let counts: Vec<u64> = histogram

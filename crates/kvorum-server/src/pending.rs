@@ -339,3 +339,113 @@ impl Drop for Wait<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    /// Runs `test` beside the dispatchers of a table.
+    fn with_table<F: Future>(
+        shards: usize,
+        waits_max: usize,
+        test: impl FnOnce(Arc<Pending>) -> F,
+    ) -> F::Output {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let table = Arc::new(Pending::new(shards, waits_max));
+        runtime.block_on(async {
+            for shard in 0..shards {
+                let table = table.clone();
+                tokio::spawn(async move { table.dispatch(shard).await });
+            }
+            test(table).await
+        })
+    }
+
+    fn soon(millis: u64) -> Instant {
+        Instant::now() + Duration::from_millis(millis)
+    }
+
+    fn is_read(answer: &Answer, expected: Result<(), ReadError>) -> bool {
+        matches!(answer, Answer::Read(result) if *result == expected)
+    }
+
+    #[test]
+    fn answers_find_their_callers_on_every_shard() {
+        with_table(3, 100, async |table| {
+            let waits: Vec<_> = (0..9)
+                .map(|n| {
+                    set_worker(n);
+                    table.register(Kind::Read, soon(60_000)).unwrap()
+                })
+                .collect();
+            let ids: Vec<u64> = waits.iter().map(Wait::id).collect();
+            let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
+            assert_eq!((distinct.len(), table.len()), (9, 9));
+            table.reads_ready(&ids[..8]);
+            // An answer for nobody, and a second one, change nothing.
+            table.reads_ready(&[7777]);
+            table.fail_reads(&ids[8..], ReadError::Overloaded);
+            table.reads_ready(&ids[8..]);
+            for (n, wait) in waits.into_iter().enumerate() {
+                let expected = if n < 8 { Ok(()) } else { Err(ReadError::Overloaded) };
+                assert!(is_read(&wait.await, expected));
+            }
+            assert!(table.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_deadline_is_kept_whether_the_dispatcher_ticks_or_sleeps() {
+        with_table(1, 100, async |table| {
+            for _ in 0..2 {
+                let started = Instant::now();
+                let answer = table.register(Kind::Write, soon(30)).unwrap().await;
+                assert!(matches!(answer, Answer::Write(Err(WriteError::TimedOut))));
+                assert!(started.elapsed() >= Duration::from_millis(30));
+                // Nobody waits: after a while the dispatcher does not tick any more.
+                let deadline = soon(20_000);
+                while table.shards[0].ticking.load(Ordering::Relaxed) {
+                    assert!(Instant::now() < deadline, "the dispatcher ticks for nobody");
+                    tokio::time::sleep(TICK).await;
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn one_wait_more_than_allowed_is_refused_until_one_goes() {
+        with_table(1, 2, async |table| {
+            let first = table.register(Kind::Read, soon(60_000)).unwrap();
+            let _second = table.register(Kind::Read, soon(60_000)).unwrap();
+            assert_eq!(
+                table.register(Kind::Read, soon(60_000)).err(),
+                Some(Refusal::Full)
+            );
+            drop(first);
+            assert!(table.register(Kind::Read, soon(60_000)).is_ok());
+        });
+    }
+
+    #[test]
+    fn after_the_close_nobody_waits() {
+        with_table(2, 100, async |table| {
+            let write = table.register(Kind::Write, soon(60_000)).unwrap();
+            let admin = table.register(Kind::Admin, soon(60_000)).unwrap();
+            table.close();
+            assert!(matches!(
+                write.await,
+                Answer::Write(Err(WriteError::StoppedInFlight))
+            ));
+            assert!(matches!(admin.await, Answer::Admin(Err(AdminError::Unknown))));
+            assert_eq!(
+                table.register(Kind::Read, soon(60_000)).err(),
+                Some(Refusal::Closed)
+            );
+        });
+    }
+}

@@ -127,6 +127,9 @@ impl hyper::service::Service<Request<Incoming>> for Routes {
                 None => Routed::Done(Some(plain(404, "only gRPC is served here\n"))),
             };
         }
+        if request.version() < http::Version::HTTP_2 {
+            return Routed::Done(Some(plain(505, "gRPC needs HTTP/2\n")));
+        }
         let path = request.uri().path();
         let (service, method) = path
             .strip_prefix('/')

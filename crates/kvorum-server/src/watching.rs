@@ -466,3 +466,161 @@ impl<S: Store> WatchDriver<S> {
             .store(self.hub.watchers().0 as u64, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use kvorum_model::{Command, Envelope, KeyRange, Origin, PutRequest};
+    use kvorum_mvcc::{ApplyEntry, MemStore, Options, Payload, StateMachine};
+
+    /// A state machine, its hub, and the hub's driver, not yet running.
+    fn hub() -> (StateMachine<MemStore>, WatchHandle, WatchDriver<MemStore>) {
+        let machine = StateMachine::open(MemStore::new(), Options::default()).unwrap();
+        let (handle, driver) = watch_hub(
+            machine.reader(),
+            HubOptions::default(),
+            Duration::from_secs(600),
+            Arc::default(),
+        );
+        (machine, handle, driver)
+    }
+
+    fn put(machine: &mut StateMachine<MemStore>, value: bytes::Bytes) -> Vec<RevisionEvents> {
+        let request = PutRequest {
+            key: "a".into(),
+            value,
+            ..PutRequest::default()
+        };
+        let command = Command::Put(request);
+        let envelope = Envelope {
+            time_ms: 1,
+            origin: Origin::default(),
+            session: None,
+            command,
+        };
+        let index = machine.applied().1 + 1;
+        let payload = Payload::Command(envelope.encode());
+        machine
+            .apply(&[ApplyEntry {
+                index,
+                term: 1,
+                payload,
+            }])
+            .unwrap()
+            .events
+    }
+
+    fn create() -> WatchRequest {
+        WatchRequest {
+            range: KeyRange::point("a"),
+            start_revision: 2,
+            ..WatchRequest::default()
+        }
+    }
+
+    async fn next(answers: &mut StreamAnswers) -> Vec<WatchOutput> {
+        let next = std::future::poll_fn(|context| answers.poll(context));
+        tokio::time::timeout(Duration::from_secs(20), next)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_backlog_that_is_dropped_is_read_from_history() {
+        let (mut machine, handle, driver) = hub();
+        let (requests, mut answers) = handle.open();
+        requests.create(create()).await;
+        let value = bytes::Bytes::from(vec![b'x'; 1024 * 1024]);
+        let count = BACKLOG_BYTES_MAX / value.len() + 10;
+        for _ in 0..count {
+            handle.publish(put(&mut machine, value.clone()));
+        }
+        assert!(handle.0.lock().reset_to.is_some() && handle.0.lock().revision_bytes < BACKLOG_BYTES_MAX);
+        let thread = std::thread::spawn(move || driver.run());
+        let mut revisions = Vec::new();
+        while revisions.len() < count {
+            for output in next(&mut answers).await {
+                if let WatchOutput::Events { events, .. } = output {
+                    revisions.extend(events.iter().map(|event| event.kv.mod_revision));
+                }
+            }
+        }
+        assert_eq!(revisions, (2..2 + count as i64).collect::<Vec<_>>());
+        handle.stop();
+        assert_eq!(thread.join().unwrap(), Ok(()));
+        assert!(
+            std::future::poll_fn(|context| answers.poll(context))
+                .await
+                .is_none()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_reset_loses_nothing() {
+        let (mut machine, handle, driver) = hub();
+        let (requests, mut answers) = handle.open();
+        requests.create(create()).await;
+        // As after the installation of a snapshot: these revisions were never published.
+        for n in 0..5 {
+            put(&mut machine, n.to_string().into());
+        }
+        handle.reset(machine.revision());
+        let last = put(&mut machine, "last".into());
+        handle.publish(last);
+        let thread = std::thread::spawn(move || driver.run());
+        let mut values = Vec::new();
+        while values.len() < 6 {
+            for output in next(&mut answers).await {
+                if let WatchOutput::Events { events, .. } = output {
+                    values.extend(events.into_iter().map(|event| event.kv.value));
+                }
+            }
+        }
+        assert_eq!(values, ["0", "1", "2", "3", "4", "last"]);
+        handle.stop();
+        thread.join().unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_watcher_more_than_a_stream_may_have_is_refused() {
+        let (_machine, handle, driver) = hub();
+        let thread = std::thread::spawn(move || driver.run());
+        let (requests, mut answers) = handle.open();
+        let create_all = async {
+            for _ in 0..=STREAM_WATCHERS_MAX {
+                requests
+                    .create(WatchRequest {
+                        start_revision: 0,
+                        ..create()
+                    })
+                    .await;
+            }
+        };
+        let read_all = async {
+            let (mut created, mut refused) = (0, 0);
+            while created + refused <= STREAM_WATCHERS_MAX {
+                for output in next(&mut answers).await {
+                    match output {
+                        WatchOutput::Created { .. } => created += 1,
+                        WatchOutput::Canceled {
+                            created: true,
+                            reason,
+                            ..
+                        } => {
+                            assert_eq!(reason, TOO_MANY_WATCHERS);
+                            refused += 1;
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+            (created, refused)
+        };
+        let ((), counts) = tokio::join!(create_all, read_all);
+        assert_eq!(counts, (STREAM_WATCHERS_MAX, 1));
+        handle.stop();
+        thread.join().unwrap().unwrap();
+    }
+}

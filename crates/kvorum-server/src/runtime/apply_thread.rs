@@ -1,6 +1,7 @@
 //! The applier's thread: applies what is committed, answers callers, feeds the watch hub, and keeps the store in
 //! order between batches.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::clock;
 use super::peers::Inbox;
 use super::snapshots::{Built, Stage};
 use crate::handle::{ReplicaPort, StoreFigures};
+use crate::metrics::Metrics;
 use crate::watching::WatchHandle;
 
 /// How long the thread waits for work before it looks after the store.
@@ -38,6 +40,7 @@ pub(crate) struct Applier {
     pub(crate) driver: ApplyDriver<LsmStore>,
     pub(crate) inbox: Inbox,
     pub(crate) port: ReplicaPort,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) watch: WatchHandle,
     pub(crate) built: Built,
     pub(crate) stage: Stage,
@@ -98,6 +101,7 @@ impl Applier {
 
     fn apply(&mut self, entries: Vec<Entry>) -> Result<(), String> {
         let done = self.driver.apply(entries).map_err(|error| error.to_string())?;
+        self.metrics.note_applied(&done.replies);
         self.port.complete(done.replies);
         if !done.events.is_empty() {
             self.watch.publish(done.events);

@@ -80,9 +80,11 @@ impl Directory {
             LockError::Held { pid } => StartError::InUse { dir: path.clone(), pid },
             LockError::Io(error) => trouble(format!("cannot be locked: {error}; make this user its owner")),
         })?;
-        let identity = match Identity::load(&disk, &path).map_err(|error| trouble(error.to_string()))? {
-            Some(identity) => recognise(identity, options).map_err(trouble)?,
-            None => {
+        let known = Identity::load(&disk, &path).map_err(|error| trouble(error.to_string()))?;
+        let identity = match known {
+            // A beginning that never came to a log does not stand in the way of joining.
+            Some(identity) if identity.started || !options.join => recognise(identity, options).map_err(trouble)?,
+            _ => {
                 refuse_strange_content(&path).map_err(trouble)?;
                 let identity = if options.join { join(options, runtime)? } else { found(options)? };
                 identity.store(&disk, &path).map_err(|error| trouble(error.to_string()))?;
@@ -172,7 +174,7 @@ fn refuse_strange_content(path: &Path) -> Result<(), String> {
     for entry in entries {
         let name = entry.map_err(|error| format!("it cannot be read: {error}"))?.file_name();
         // What a start that was cut off leaves behind.
-        if !["lock", "identity.tmp"].iter().any(|own| name == *own) {
+        if !["lock", "identity", "identity.tmp"].iter().any(|own| name == *own) {
             return Err(format!(
                 "it holds `{}` and no identity of a member; choose an empty --data-dir",
                 name.to_string_lossy()

@@ -1,38 +1,58 @@
-//! Figures of the log's thread, for metrics.
+//! Figures that the member's threads keep, shown on the metrics page.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use kvorum_node::{PeerBody, PeerMessage};
+use kvorum_raft::MessageBody;
 use kvorum_wal::Stats;
 
-/// Upper bounds of the fsync histogram's buckets, in µs; etcd's `wal_fsync_duration_seconds` has the same.
-pub const SYNC_BUCKETS_US: [u64; 14] =
-    [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000, 256_000, 512_000, 1_024_000, 2_048_000, 4_096_000, 8_192_000];
+use crate::metrics::{Exposition, Histogram, Metrics};
 
-/// Counters that the log's thread raises and the metrics page reads.
+/// What the log's thread counts.
 #[derive(Debug, Default)]
-pub struct LogFigures {
-    /// Batches written, each with its one fsync of the log.
-    pub batches: AtomicU64,
-    /// Time they took in all, in µs.
-    pub sync_micros: AtomicU64,
-    /// Batches by duration: up to each of [`SYNC_BUCKETS_US`], and above the last.
-    pub sync_buckets: [AtomicU64; SYNC_BUCKETS_US.len() + 1],
-    /// Bytes written.
-    pub bytes: AtomicU64,
-    /// fsyncs in all, those of votes and of claimed segments among them.
-    pub syncs: AtomicU64,
+pub(crate) struct LogFigures {
+    /// How long each batch took to be durable: one observation for each batch, which is one fsync.
+    pub(crate) batches: Histogram,
+    bytes: AtomicU64,
+    syncs: AtomicU64,
 }
 
 impl LogFigures {
-    pub(crate) fn note_sync(&self, micros: u64) {
-        self.batches.fetch_add(1, Ordering::Relaxed);
-        self.sync_micros.fetch_add(micros, Ordering::Relaxed);
-        let bucket = SYNC_BUCKETS_US.iter().position(|&bound| micros <= bound).unwrap_or(SYNC_BUCKETS_US.len());
-        self.sync_buckets[bucket].fetch_add(1, Ordering::Relaxed);
-    }
-
     pub(crate) fn note_stats(&self, stats: &Stats) {
         self.bytes.store(stats.bytes_written, Ordering::Relaxed);
         self.syncs.store(stats.batch_syncs + stats.other_syncs, Ordering::Relaxed);
+    }
+
+    fn show(&self, page: &mut Exposition) {
+        page.histogram("etcd_disk_wal_fsync_duration_seconds", "Writing and syncing one batch of the log.")
+            .histogram(&[], &self.batches);
+        page.counter("kvorum_log_fsyncs_total", "Syncs of the log, those of votes and claimed space among them.")
+            .sample(&[], self.syncs.load(Ordering::Relaxed));
+        page.counter("etcd_disk_wal_write_bytes_total", "Bytes written to the log.")
+            .sample(&[], self.bytes.load(Ordering::Relaxed));
+    }
+
+    /// Figures that show on this page.
+    pub(crate) fn on(metrics: &Metrics) -> Arc<LogFigures> {
+        let figures = Arc::new(LogFigures::default());
+        let shown = figures.clone();
+        metrics.source(move |page| shown.show(page));
+        figures
+    }
+}
+
+/// Counts a message that came from a peer.
+pub(crate) fn note_message(metrics: &Metrics, message: &PeerMessage) {
+    let PeerBody::Raft(message) = &message.body else { return };
+    match &message.body {
+        MessageBody::Append { .. } => metrics.append_entries.add_one(),
+        MessageBody::Vote { .. } | MessageBody::PreVote { .. } => metrics.request_votes.add_one(),
+        MessageBody::Heartbeat { .. } => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+            metrics.last_heartbeat.store(now, Ordering::Relaxed);
+        }
+        _ => {}
     }
 }

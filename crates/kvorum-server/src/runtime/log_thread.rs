@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvorum_node::{Input, LogDriver, LogReader};
 use kvorum_raft::{Persist, SnapshotMeta};
@@ -115,11 +115,11 @@ fn write<D: Disk>(
     if persists.is_empty() {
         return Ok(());
     }
-    let started = super::clock::now();
+    let started = Instant::now();
     loop {
         match log.write(persists) {
             Ok(seq) => {
-                figures.note_sync(super::clock::now() - started);
+                figures.batches.observe(started.elapsed());
                 inbox(Input::Persisted(seq));
                 return Ok(());
             }

@@ -20,6 +20,5 @@ mod serve;
 mod snapshots;
 
 pub use directory::StartError;
-pub use figures::{LogFigures, SYNC_BUCKETS_US};
 pub use replica_thread::End;
 pub use serve::{ServeError, serve};

@@ -11,27 +11,38 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::figures::note_message;
 use super::handshake::Acquaintance;
-use super::peers::Inbox;
+use super::peers::{Inbox, PeerNet};
 use super::snapshots::SnapshotReceiver;
+use crate::metrics::Metrics;
 
 /// Serves the peers of one member.
 pub struct PeerService {
     acquaintance: Arc<Acquaintance>,
     inbox: Inbox,
+    net: PeerNet,
     snapshots: SnapshotReceiver,
+    metrics: Arc<Metrics>,
 }
 
 impl PeerService {
     /// A service that feeds `inbox`.
-    pub fn new(acquaintance: Arc<Acquaintance>, inbox: Inbox, snapshots: SnapshotReceiver) -> Self {
-        PeerService { acquaintance, inbox, snapshots }
+    pub(crate) fn new(
+        acquaintance: Arc<Acquaintance>,
+        inbox: Inbox,
+        net: PeerNet,
+        snapshots: SnapshotReceiver,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        PeerService { acquaintance, inbox, net, snapshots, metrics }
     }
 
     /// The Hello to answer with, or why there is none.
     fn answer(&self, hello: &Hello) -> Result<Hello, Status> {
         self.acquaintance.judge(hello)?;
         if hello.member_id != 0 {
+            self.net.meet(hello.member_id, hello.peer_addresses.clone());
             return Ok(self.acquaintance.hello(hello.member_id));
         }
         let id = self.acquaintance.awaited(&hello.name).ok_or_else(|| {
@@ -51,13 +62,16 @@ impl PeerService {
         let (answers, receiver) = mpsc::channel(1);
         let first = Frame { hello: Some(answer), ..Frame::default() };
         answers.try_send(Ok(first)).expect("a new channel has room");
-        let (inbox, from) = (self.inbox.clone(), hello.member_id);
+        let (inbox, metrics, from) = (self.inbox.clone(), self.metrics.clone(), hello.member_id);
         tokio::spawn(async move {
             // Held to the end: the dialler hears on it that the stream ended.
             let answers = answers;
             while let Ok(Some(frame)) = frames.message().await {
                 match PeerMessage::decode(frame.payload) {
-                    Ok(message) if message.from == from && from != 0 => inbox(Input::Peer(message)),
+                    Ok(message) if message.from == from && from != 0 => {
+                        note_message(&metrics, &message);
+                        inbox(Input::Peer(message));
+                    }
                     Ok(_) => break,
                     Err(error) => {
                         tracing::warn!(peer = %format_args!("{from:016x}"), "dropped a connection: {error}");

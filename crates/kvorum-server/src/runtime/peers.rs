@@ -5,7 +5,7 @@
 //! directions ([`super::handshake`]). What cannot be sent is dropped: the consensus core expects no more of a
 //! network, and hears of a broken connection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -52,7 +52,9 @@ struct Shared {
     on_removed: OnRemoved,
     runtime: tokio::runtime::Handle,
     peers: RwLock<BTreeMap<u64, Peer>>,
-    /// What a connection to this peer last failed with, for the status.
+    /// Peers that dialled this member, with the addresses they told: a joiner knows no others at first.
+    met: Mutex<BTreeMap<u64, Vec<String>>>,
+    /// What a connection to this peer last failed with: each trouble is logged once.
     troubles: Mutex<BTreeMap<u64, String>>,
 }
 
@@ -79,12 +81,30 @@ impl PeerNet {
         on_removed: OnRemoved,
         runtime: tokio::runtime::Handle,
     ) -> Self {
-        let (peers, troubles) = (RwLock::default(), Mutex::default());
-        PeerNet { shared: Arc::new(Shared { acquaintance, inbox, on_removed, runtime, peers, troubles }) }
+        let (peers, met, troubles) = (RwLock::default(), Mutex::default(), Mutex::default());
+        PeerNet { shared: Arc::new(Shared { acquaintance, inbox, on_removed, runtime, peers, met, troubles }) }
     }
 
-    /// The peers are now these, with their addresses (`host:port`); connections to others end.
-    pub fn set_peers(&self, wanted: BTreeMap<u64, Vec<String>>) {
+    /// A peer dialled this member: it can be answered, whether the cluster's records are here yet or not.
+    pub fn meet(&self, id: u64, addresses: Vec<String>) {
+        if addresses.is_empty() {
+            return;
+        }
+        self.shared.met.lock().expect("no panic while held").insert(id, addresses.clone());
+        let mut peers = self.shared.peers.write().expect("no panic while held");
+        peers.entry(id).or_insert_with(|| self.start(id, addresses));
+    }
+
+    /// The peers are now these, with their addresses (`host:port`), and those that dialled this member and are not
+    /// `removed`; connections to others end.
+    pub fn set_peers(&self, mut wanted: BTreeMap<u64, Vec<String>>, removed: &BTreeSet<u64>) {
+        {
+            let mut met = self.shared.met.lock().expect("no panic while held");
+            met.retain(|id, _| !removed.contains(id));
+            for (id, addresses) in met.iter() {
+                wanted.entry(*id).or_insert_with(|| addresses.clone());
+            }
+        }
         let mut peers = self.shared.peers.write().expect("no panic while held");
         peers.retain(|id, peer| wanted.get(id).is_some_and(|addresses| *addresses == peer.addresses));
         for (id, addresses) in wanted {
@@ -108,11 +128,6 @@ impl PeerNet {
             drop(peers);
             (self.shared.inbox)(Input::Unreachable(to));
         }
-    }
-
-    /// What connections last failed with, by peer; empty when all is well.
-    pub fn troubles(&self) -> BTreeMap<u64, String> {
-        self.shared.troubles.lock().expect("no panic while held").clone()
     }
 
     /// Where this peer is reached.

@@ -118,7 +118,6 @@ struct Member {
     net: PeerNet,
     watch: WatchHandle,
     metrics: Arc<Metrics>,
-    figures: Arc<LogFigures>,
     ended: watch::Receiver<Option<End>>,
     inbox: Inbox,
     stop: Arc<AtomicBool>,
@@ -211,10 +210,11 @@ impl Member {
             })
         };
 
+        let metrics = Arc::new(Metrics::default());
         let acquaintance = Arc::new(Acquaintance::new(identity.clone(), boot, record));
         let cluster = apply.machine().cluster();
         let net = PeerNet::new(acquaintance.clone(), inbox.clone(), on_removed, runtime.clone());
-        net.set_peers(peers(options, &identity, &cluster));
+        net.set_peers(peers(options, &identity, &cluster), &cluster.removed);
         let _ = acquaintance.learn(&cluster);
         let (built, stage) = (Built::default(), Stage::default());
         let receiver = SnapshotReceiver::new(
@@ -224,14 +224,13 @@ impl Member {
             stage.clone(),
             inbox.clone(),
         );
-        let service = PeerService::new(acquaintance.clone(), inbox.clone(), receiver);
+        let service = PeerService::new(acquaintance.clone(), inbox.clone(), net.clone(), receiver, metrics.clone());
         let peer_port = open_peer_port(peer_listener, service)?;
 
         let (log_work, log_queue) = mpsc::channel();
         let (fetch_work, fetch_queue) = mpsc::channel();
         let (apply_work, apply_queue) = mpsc::channel();
-        let figures = Arc::new(LogFigures::default());
-        let metrics = Arc::new(Metrics::default());
+        let figures = LogFigures::on(&metrics);
         let hub_options = HubOptions {
             ring_bytes: options.watch_ring_bytes,
             stream_bytes_max: options.watch_stream_bytes_max,
@@ -263,6 +262,7 @@ impl Member {
             driver: apply,
             inbox: inbox.clone(),
             port: port.clone(),
+            metrics: metrics.clone(),
             watch: watch.clone(),
             built,
             stage,
@@ -275,7 +275,7 @@ impl Member {
         let log_reader = log.reader();
         let threads = vec![
             thread("log", &ending, {
-                let (inbox, figures) = (inbox.clone(), figures.clone());
+                let inbox = inbox.clone();
                 move || run_writer(log, &log_queue, &inbox, &figures).err().map(|error| End::Fatal(error.to_string()))
             })?,
             thread("log-reader", &ending, {
@@ -292,7 +292,7 @@ impl Member {
                 move || Some(replica_thread::run(node, &mailbox, &outlets, &stop))
             })?,
         ];
-        Ok(Member { handle, port, net, watch, metrics, figures, ended, inbox, stop, log_work, apply_work, threads, _peer_port: peer_port })
+        Ok(Member { handle, port, net, watch, metrics, ended, inbox, stop, log_work, apply_work, threads, _peer_port: peer_port })
     }
 
     fn open_client_port(
@@ -404,7 +404,7 @@ fn cluster_watcher(
                 ending.tell(End::Fatal(error.to_string()));
             }
         }
-        net.set_peers(peers(&options, &directory.identity, cluster));
+        net.set_peers(peers(&options, &directory.identity, cluster), &cluster.removed);
     })
 }
 

@@ -17,6 +17,10 @@ use crate::metrics::Method;
 const EXPORT_RECORDS: usize = 1000;
 const EXPORT_BYTES: usize = 1024 * 1024;
 
+/// How often, and how many times, a change is looked for in the published status.
+const PUBLISH_POLL: std::time::Duration = std::time::Duration::from_millis(5);
+const PUBLISH_POLLS: u32 = 100;
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct KvorumService(Core);
@@ -129,6 +133,19 @@ impl KvorumService {
         }
     }
 
+    /// The members, once the status that this member publishes now and then shows the change; or, should that
+    /// take long, as they are shown.
+    async fn members_once(&self, changed: impl Fn(&NodeStatus) -> bool) -> Vec<pb::Member> {
+        for _ in 0..PUBLISH_POLLS {
+            let status = self.0.handle.status();
+            if changed(&status) {
+                return members(&status);
+            }
+            tokio::time::sleep(PUBLISH_POLL).await;
+        }
+        members(&self.0.handle.status())
+    }
+
     fn admin_status(&self, error: AdminError) -> Status {
         use AdminError::*;
         let (status, outcome) = match error {
@@ -228,7 +245,9 @@ impl KvorumService {
         let member = joined(MemberRecord { id, ..record });
         Ok(pb::MemberAddResponse {
             member: Some(member),
-            members: members(&self.0.handle.status()),
+            members: self
+                .members_once(|status| status.configuration.contains(id))
+                .await,
         })
     }
 
@@ -272,7 +291,9 @@ impl KvorumService {
         let member = joined(MemberRecord { id, ..new });
         Ok(pb::MemberReplaceResponse {
             member: Some(member),
-            members: members(&self.0.handle.status()),
+            members: self
+                .members_once(|status| status.configuration.contains(id))
+                .await,
         })
     }
 
@@ -280,17 +301,18 @@ impl KvorumService {
         let context = Context::of(&request, &self.0.handle)?;
         let id = self.selected(request.into_inner().member)?;
         self.administer(&context, AdminRequest::Promote(id)).await?;
-        Ok(members(&self.0.handle.status()))
+        Ok(self
+            .members_once(|status| status.configuration.voters.contains(&id))
+            .await)
     }
 
     async fn remove(&self, request: Request<pb::MemberRemoveRequest>) -> Result<Vec<pb::Member>, Status> {
         let context = Context::of(&request, &self.0.handle)?;
         let id = self.selected(request.into_inner().member)?;
         self.administer(&context, AdminRequest::Remove(id)).await?;
-        let mut members = members(&self.0.handle.status());
-        // The status may have been published before the change.
-        members.retain(|member| member.id != id);
-        Ok(members)
+        Ok(self
+            .members_once(|status| !status.configuration.contains(id))
+            .await)
     }
 
     async fn transfer(&self, request: Request<pb::TransferLeadershipRequest>) -> Result<u64, Status> {
