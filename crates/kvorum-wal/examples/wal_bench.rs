@@ -6,7 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use kvorum_wal::{Base, Entry, Options, RealDisk, Wal, WalError, Write};
@@ -21,7 +21,7 @@ fn main() -> Result<(), WalError> {
     let seconds = arguments.next().and_then(|s| s.parse().ok()).unwrap_or(1.0);
     let dir = parent.join(format!("wal-bench-{}", std::process::id()));
     println!(
-        "entries x bytes        batches/s  entries/s     MB/s   p50 us   p99 us  CPU us/entry  syncs/batch"
+        "entries x bytes        batches/s  entries/s     MB/s   p50 us   p99 us  user us/entry  sys us/batch  syncs/batch"
     );
     for fill_bytes in [0, 1 << 20] {
         println!("fresh segments, zeros written {fill_bytes} bytes ahead:");
@@ -65,17 +65,18 @@ fn write(from: u64, count: u64, data: &Bytes) -> Write {
     }
 }
 
-/// CPU time of this process, user and system.
-fn cpu() -> Duration {
+/// CPU time of this process in seconds: user, system.
+fn cpu() -> (f64, f64) {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-    let ticks = |at: usize| {
+    let seconds = |at: usize| {
         fields
             .get(at)
-            .and_then(|ticks| ticks.parse::<u64>().ok())
-            .unwrap_or(0)
+            .and_then(|ticks| ticks.parse::<f64>().ok())
+            .unwrap_or(0.0)
+            / 100.0
     };
-    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+    (seconds(11), seconds(12))
 }
 
 fn measure(
@@ -115,18 +116,19 @@ fn measure(
         append(&mut wal, &mut last)?;
         latencies.push(at.elapsed());
     }
-    let (elapsed, cpu, after) = (start.elapsed().as_secs_f64(), cpu() - start_cpu, wal.stats());
+    let (elapsed, end_cpu, after) = (start.elapsed().as_secs_f64(), cpu(), wal.stats());
     latencies.sort();
     let percentile = |p: usize| latencies[(latencies.len() - 1) * p / 100].as_secs_f64() * 1e6;
     let entries = (last - first) as f64;
     println!(
-        "{count:>7} x {bytes:<9} {:>12.0} {:>10.0} {:>8.1} {:>8.0} {:>8.0} {:>13.2} {:>12.3}",
+        "{count:>7} x {bytes:<9} {:>12.0} {:>10.0} {:>8.1} {:>8.0} {:>8.0} {:>14.2} {:>13.1} {:>12.3}",
         latencies.len() as f64 / elapsed,
         entries / elapsed,
         entries * bytes as f64 / elapsed / 1e6,
         percentile(50),
         percentile(99),
-        cpu.as_secs_f64() * 1e6 / entries,
+        (end_cpu.0 - start_cpu.0) * 1e6 / entries,
+        (end_cpu.1 - start_cpu.1) * 1e6 / latencies.len() as f64,
         (after.batch_syncs - before.batch_syncs) as f64 / (after.batches - before.batches) as f64,
     );
     drop(wal);

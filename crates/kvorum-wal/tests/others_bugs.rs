@@ -71,6 +71,8 @@ fn a_start_on_a_full_disk() {
     disk.set_capacity(Some(disk.used()));
     for seed in 0..30 {
         let disk = disk.fork().crash(seed);
+        // Somebody else takes what was not durably claimed.
+        disk.set_capacity(Some(disk.used()));
         let (mut wal, recovered) = open(&disk).unwrap();
         assert_eq!(recovered.last_index, 0);
         // A segment is there for the start, and two more for what goes on.
