@@ -1,5 +1,6 @@
 //! systemd's notification protocol (sd_notify(3)): datagrams to the socket that `NOTIFY_SOCKET` names.
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
@@ -8,6 +9,8 @@ use kvorum_server::Address;
 
 /// How often a starting member is tried.
 const TRY_INTERVAL: Duration = Duration::from_millis(50);
+/// How long it may take to answer one try.
+const TRY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Sends a state if somebody listens; a supervisor that does not is none of the member's trouble.
 pub fn send(state: &str) {
@@ -31,7 +34,7 @@ fn send_to(path: &std::ffi::OsStr, state: &str) -> std::io::Result<()> {
     socket.send_to(state.as_bytes(), path).map(drop)
 }
 
-/// Announces `READY=1` once the client port takes connections.
+/// Announces `READY=1` once the member serves clients: once `/livez` is answered.
 pub fn ready_when_served(listeners: &[Address]) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
@@ -40,7 +43,7 @@ pub fn ready_when_served(listeners: &[Address]) {
         return;
     };
     let watch = move || {
-        while TcpStream::connect((address.host.as_str(), address.port)).is_err() {
+        while !matches!(is_live(&address), Ok(true)) {
             std::thread::sleep(TRY_INTERVAL);
         }
         send("READY=1");
@@ -50,10 +53,40 @@ pub fn ready_when_served(listeners: &[Address]) {
     }
 }
 
+fn is_live(address: &Address) -> std::io::Result<bool> {
+    let mut connection = TcpStream::connect((address.host.as_str(), address.port))?;
+    connection.set_read_timeout(Some(TRY_TIMEOUT))?;
+    connection.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut status = [0; 12];
+    connection.read_exact(&mut status)?;
+    Ok(&status == b"HTTP/1.1 200")
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listener_alone_is_not_a_member_that_serves() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::new("127.0.0.1", listener.local_addr().unwrap().port());
+        for (answer, live) in [
+            ("HTTP/1.1 503 X\r\n\r\n", false),
+            ("HTTP/1.1 200 OK\r\n\r\n", true),
+        ] {
+            let tried = std::thread::scope(|scope| {
+                let tried = scope.spawn(|| is_live(&address));
+                let (mut connection, _) = listener.accept().unwrap();
+                connection.read_exact(&mut [0; 10]).unwrap();
+                connection.write_all(answer.as_bytes()).unwrap();
+                tried.join().unwrap()
+            });
+            assert_eq!(tried.unwrap(), live);
+        }
+        drop(listener);
+        assert!(is_live(&address).is_err());
+    }
 
     #[test]
     fn states_arrive_by_path_and_by_abstract_name() {

@@ -20,6 +20,7 @@ const ONE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Arguments of `status`.
 #[derive(Args)]
+#[command(after_help = "Exit code 5 if any member does not answer.")]
 pub struct StatusArgs {
     /// Ask only the given endpoints, not the other members that they know
     #[arg(long)]
