@@ -436,11 +436,11 @@ impl<C> Connection<C> {
             Some(b"0") if stream.answered => Ok(()),
             Some(b"0") => Err("no message in the answer".to_owned()),
             Some(status) => {
-                let (status, message) = (
-                    String::from_utf8_lossy(status),
-                    String::from_utf8_lossy(&stream.message),
-                );
-                Err(format!("grpc-status {status}: {message}"))
+                let status = String::from_utf8_lossy(status);
+                Err(format!(
+                    "grpc-status {status}: {}",
+                    percent_decoded(&stream.message)
+                ))
             }
             None if !stream.http_status => Err("an HTTP error instead of a gRPC answer".to_owned()),
             None => Err("the stream ended without a status".to_owned()),
@@ -514,6 +514,21 @@ impl<C> Connection<C> {
     }
 }
 
+/// The text of `grpc-message`, in which all but plain ASCII is percent-encoded.
+fn percent_decoded(text: &[u8]) -> String {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&first, tail)) = rest.split_first() {
+        let digits = tail.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let byte = digits
+            .filter(|_| first == b'%')
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        decoded.push(byte.unwrap_or(first));
+        rest = if byte.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
 /// Whether these bytes are exactly one gRPC message or more: prefix, and as many bytes as it says.
 fn is_whole(data: &[u8]) -> bool {
     data.len() >= 5 && data.len() - 5 >= word(&data[1..]) as usize
@@ -528,4 +543,36 @@ fn unpadded(payload: &[u8], flags: u8, skip: usize) -> io::Result<&[u8]> {
     let padding = usize::from(*payload.first().ok_or_else(malformed)?);
     let end = payload.len().checked_sub(padding).ok_or_else(malformed)?;
     payload.get(1 + skip..end).ok_or_else(malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_decoded() {
+        assert_eq!(percent_decoded(b"request%20timed out%2C%"), "request timed out,%");
+        assert_eq!(percent_decoded(b"100%zz"), "100%zz");
+    }
+
+    #[test]
+    fn frames_without_padding_and_priority() {
+        assert_eq!(unpadded(b"abc", 0, 0).ok(), Some(&b"abc"[..]));
+        assert_eq!(unpadded(b"\x02abcxx", PADDED, 0).ok(), Some(&b"abc"[..]));
+        assert_eq!(
+            unpadded(b"\x01pppppabx", PADDED | PRIORITY, 5).ok(),
+            Some(&b"ab"[..])
+        );
+        assert!(unpadded(b"\x09abc", PADDED, 0).is_err());
+        assert!(unpadded(b"", PADDED, 0).is_err());
+        assert!(unpadded(b"abc", PRIORITY, 5).is_err());
+    }
+
+    #[test]
+    fn messages_are_recognised_when_whole() {
+        assert!(is_whole(&[0, 0, 0, 0, 2, 1, 1]));
+        assert!(is_whole(&[0, 0, 0, 0, 0]));
+        assert!(!is_whole(&[0, 0, 0, 0, 2, 1]));
+        assert!(!is_whole(&[0, 0, 0]));
+    }
 }
