@@ -8,6 +8,9 @@
 //! it before it publishes the revision that changed the key; a reader of revision R therefore may use what began at
 //! or before R, and must ignore what is younger.
 //!
+//! While a record stands here, the hint of its hash is not kept up to date, and not looked at; it is set anew when the
+//! record goes.
+//!
 //! A reader may add what it found in a view of revision R only if no key of the same shard was changed after R:
 //! otherwise its find could be stale, and would stand here as the newest.
 
@@ -108,6 +111,8 @@ struct Slot {
     hash: u64,
     key: Bytes,
     head: Head,
+    /// The number of the change within its revision.
+    sub: u32,
     bytes: usize,
     used: bool,
 }
@@ -130,53 +135,34 @@ impl HeadCache {
 
     /// What is known of a key's state at `revision`; the applier asks for `Revision::MAX`.
     pub fn get(&self, key: &[u8], hash: u64, revision: Revision) -> Known {
-        let mut shard = self.shard(hash);
-        if let Some(head) = shard.get(hash, key) {
-            return if head.main() <= revision {
-                Known::Head(head)
-            } else {
-                Known::Nothing
-            };
-        }
-        match shard.hints.get(hash) {
-            Some(hint) if hint.main <= revision => Known::Hint(hint),
-            _ => Known::Nothing,
+        let known = self.shard(hash).get(hash, key);
+        match &known {
+            Known::Head(head) if head.main() > revision => Known::Nothing,
+            Known::Hint(hint) if hint.main > revision => Known::Nothing,
+            _ => known,
         }
     }
 
     /// What the applier changed or found: the newest state of a key, by its change number `sub`.
     pub fn set(&self, key: Bytes, hash: u64, head: Head, sub: u32) {
         let mut shard = self.shard(hash);
-        let main = head.main();
-        shard.newest = shard.newest.max(main);
-        shard.hints.set(hash, Hint { main, sub }, self.shard_hint_bytes);
-        shard.set(hash, key, head, self.shard_bytes_max);
+        shard.newest = shard.newest.max(head.main());
+        shard.set(hash, key, head, sub, self);
     }
 
     /// A record that a reader found in a view of `revision`, as the newest of its key.
     pub fn offer(&self, kv: &KeyValue, hash: u64, sub: u32, revision: Revision) {
         let mut shard = self.shard(hash);
-        if shard.newest > revision {
-            return;
-        }
-        shard.hints.offer(
-            hash,
-            Hint {
-                main: kv.mod_revision,
-                sub,
-            },
-            self.shard_hint_bytes,
-        );
-        if !shard.index.contains_key(&hash) {
+        if shard.newest <= revision && !shard.index.contains_key(&hash) {
             let kv = detached(kv);
-            shard.set(hash, kv.key.clone(), Head::Live(kv), self.shard_bytes_max);
+            shard.set(hash, kv.key.clone(), Head::Live(kv), sub, self);
         }
     }
 
     /// A hint only, under the same condition.
     pub fn offer_hint(&self, hash: u64, hint: Hint, revision: Revision) {
         let mut shard = self.shard(hash);
-        if shard.newest <= revision {
+        if shard.newest <= revision && !shard.index.contains_key(&hash) {
             shard.hints.offer(hash, hint, self.shard_hint_bytes);
         }
     }
@@ -193,8 +179,8 @@ impl HeadCache {
     }
 }
 
-/// A copy that keeps no block of the store in memory.
-fn detached(kv: &KeyValue) -> KeyValue {
+/// A copy that keeps no block of the store, and no batch of the log, in memory.
+pub(crate) fn detached(kv: &KeyValue) -> KeyValue {
     let mut bytes = Vec::with_capacity(kv.key.len() + kv.value.len());
     bytes.extend_from_slice(&kv.key);
     bytes.extend_from_slice(&kv.value);
@@ -207,54 +193,57 @@ fn detached(kv: &KeyValue) -> KeyValue {
 }
 
 impl Shard {
-    fn get(&mut self, hash: u64, key: &[u8]) -> Option<Head> {
-        let slot = &mut self.slots[*self.index.get(&hash)?];
+    fn get(&mut self, hash: u64, key: &[u8]) -> Known {
+        let Some(at) = self.index.get(&hash) else {
+            return self.hints.get(hash).map_or(Known::Nothing, Known::Hint);
+        };
+        let slot = &mut self.slots[*at];
         if slot.key != key {
-            return None;
+            return Known::Nothing;
         }
         slot.used = true;
-        Some(slot.head.clone())
+        Known::Head(slot.head.clone())
     }
 
-    fn set(&mut self, hash: u64, key: Bytes, head: Head, bytes_max: usize) {
+    fn set(&mut self, hash: u64, key: Bytes, head: Head, sub: u32, sizes: &HeadCache) {
         let value_bytes = if let Head::Live(kv) = &head {
             kv.value.len()
         } else {
             0
         };
         let bytes = ENTRY_BYTES + 2 * key.len() + value_bytes;
-        // Of two keys with one hash the later stands here; one entry never takes the place of hundreds.
-        let known = self.index.get(&hash).copied();
-        if bytes > bytes_max / 4 {
-            if let Some(at) = known {
-                self.remove(at);
-            }
-            return;
-        }
         let slot = Slot {
             hash,
             key,
             head,
+            sub,
             bytes,
             used: false,
         };
+        // Of two keys with one hash the later stands here.
+        let known = self.index.get(&hash).copied();
         self.bytes += bytes;
+        let at = known.unwrap_or(self.slots.len());
         match known {
             Some(at) => {
                 self.bytes -= self.slots[at].bytes;
                 self.slots[at] = Slot { used: true, ..slot };
             }
             None => {
-                self.index.insert(hash, self.slots.len());
+                self.index.insert(hash, at);
                 self.slots.push(slot);
             }
         }
-        while self.bytes > bytes_max {
-            self.evict_one();
+        // One entry never takes the place of hundreds.
+        if bytes > sizes.shard_bytes_max / 4 {
+            self.remove(at, sizes.shard_hint_bytes);
+        }
+        while self.bytes > sizes.shard_bytes_max {
+            self.evict_one(sizes.shard_hint_bytes);
         }
     }
 
-    fn evict_one(&mut self) {
+    fn evict_one(&mut self, hint_bytes: usize) {
         loop {
             if self.hand >= self.slots.len() {
                 self.hand = 0;
@@ -266,11 +255,16 @@ impl Shard {
             slot.used = false;
             self.hand += 1;
         }
-        self.remove(self.hand);
+        self.remove(self.hand, hint_bytes);
     }
 
-    fn remove(&mut self, at: usize) {
+    fn remove(&mut self, at: usize, hint_bytes: usize) {
         let slot = self.slots.swap_remove(at);
+        let hint = Hint {
+            main: slot.head.main(),
+            sub: slot.sub,
+        };
+        self.hints.set(slot.hash, hint, hint_bytes);
         self.index.remove(&slot.hash);
         self.bytes -= slot.bytes;
         if let Some(moved) = self.slots.get(at) {
@@ -321,7 +315,7 @@ mod tests {
         set(&cache, "a", Head::Deleted(9));
         assert_eq!(get(&cache, "a", 8), Known::Nothing);
         assert_eq!(get(&cache, "a", 9), Known::Head(Head::Deleted(9)));
-        cache.shard(hash_of(b"a")).remove(0);
+        cache.shard(hash_of(b"a")).remove(0, 1000);
         assert_eq!(get(&cache, "a", 8), Known::Nothing, "nor where it stands");
         assert_eq!(get(&cache, "a", 9), Known::Hint(Hint { main: 9, sub: 0 }));
     }
@@ -334,7 +328,7 @@ mod tests {
         set(&cache, "a", live("a", 7, 1));
         let forget = |cache: &HeadCache| {
             let mut shard = cache.shard(hash_of(b"a"));
-            shard.remove(0);
+            shard.remove(0, 1000);
             shard.hints = Hints::default();
         };
         forget(&cache);

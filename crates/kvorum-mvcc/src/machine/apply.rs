@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kvorum_model::{Command, Envelope, Error, Origin, Reply, RequestOp, Revision, Setting, limits};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -87,8 +88,10 @@ impl<S: Store> StateMachine<S> {
         let first_write = core.writes.len();
         (core.state.index, core.state.term) = (index, term);
         if let Payload::Config { configuration, .. } = &entry.payload {
-            core.configuration = configuration.clone();
-            core.writes.push((CONFIGURATION_KEY, Some(configuration.clone())));
+            // A copy: the entry's bytes are part of a larger batch.
+            core.configuration = Bytes::copy_from_slice(configuration);
+            core.writes
+                .push((CONFIGURATION_KEY, Some(core.configuration.clone())));
         }
         let (origin, revision, result) = match (bytes, envelope) {
             (Some(bytes), Some(envelope)) => {
@@ -267,7 +270,7 @@ impl<V: View> Core<V> {
 fn administer(
     cluster: &mut crate::state::ClusterState,
     command: Command,
-    writes: &mut Vec<(bytes::Bytes, Option<bytes::Bytes>)>,
+    writes: &mut Vec<(Bytes, Option<Bytes>)>,
 ) {
     match command {
         Command::ClusterInit {

@@ -11,7 +11,7 @@ use kvorum_model::{
 };
 
 use super::RevisionEvents;
-use crate::cache::{Head, KeyFilter, Known, hash_of};
+use crate::cache::{Head, KeyFilter, Known, detached, hash_of};
 use crate::layout::{read_record, record_sub, split_data_key, write_delete, write_put};
 use crate::read::{Found, ReadError, Shared, Source, check_bounds, newest, point_at, scan_at};
 use crate::samples::Samples;
@@ -85,13 +85,17 @@ impl<V: View> Core<V> {
         let Some((stored, record)) = newest(&self.view, key, hash, self.filter.as_deref(), hint)? else {
             return Ok(Head::Absent);
         };
-        let head = match read_record(&stored, &record)? {
-            Some(kv) => Head::Live(kv),
-            None => Head::Deleted(split_data_key(&stored)?.1),
+        // It will be kept: without the block of the store that it lies in.
+        let (key, head) = match read_record(&stored, &record)?.as_ref().map(detached) {
+            Some(kv) => (kv.key.clone(), Head::Live(kv)),
+            None => (
+                Bytes::copy_from_slice(key),
+                Head::Deleted(split_data_key(&stored)?.1),
+            ),
         };
         self.shared
             .cache
-            .set(key.clone(), hash, head.clone(), record_sub(&record)?);
+            .set(key, hash, head.clone(), record_sub(&record)?);
         Ok(head)
     }
 
@@ -375,7 +379,11 @@ pub(super) fn plan_delete(
         found.extend(source.point(&request.range.key, None)?);
     } else {
         source.each(&request.range, None, &mut |record| {
-            found.push(record.into_kv()?);
+            // It goes into the event, and so stays for long: without the block of the store that it lies in.
+            found.push(match record {
+                Found::Known(kv) => kv,
+                stored => detached(&stored.into_kv()?),
+            });
             Ok(ControlFlow::Continue(()))
         })?;
     }

@@ -37,12 +37,11 @@ impl Warmup {
             KeyFilter::new(2 * known.max(core.state.live_keys as usize))
         });
         let end = Bound::Excluded(vec![DATA + 1].into());
-        let mut records = 0;
-        for item in view.range(Bound::Included(self.from.clone().into()), end) {
+        let from = Bound::Included(self.from.clone().into());
+        for (records, item) in view.range(from, end).enumerate() {
             if records == STEP_RECORDS {
                 return Ok(());
             }
-            records += 1;
             let (key, record) = item?;
             let (prefix, main) = split_data_key(&key)?;
             let next = after(prefix.to_vec());

@@ -174,3 +174,45 @@ impl<V: View> Iterator for Scan<'_, V> {
         Some(self.0.next()?.and_then(Found::into_kv))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::cache::hash_of;
+    use crate::layout::write_put;
+    use crate::store::{Batch, MemStore, Store};
+
+    fn put(key: &str, main: Revision, sub: u32) -> Vec<(Bytes, Option<Bytes>)> {
+        let key = Bytes::copy_from_slice(key.as_bytes());
+        let kv = KeyValue {
+            key,
+            mod_revision: main,
+            version: 1,
+            ..KeyValue::default()
+        };
+        let (stored, record) = write_put(&kv, sub, 0).data;
+        vec![(stored, Some(record))]
+    }
+
+    /// Two keys share a hash and a revision, and the hint is the other one's: it must not lead to an old version.
+    #[test]
+    fn a_hint_of_another_key_is_seen_through() {
+        let store = MemStore::new();
+        let writes = [put("a", 5, 0), put("b", 5, 1), put("a", 9, 0)].concat();
+        store.write(Batch { writes, mark: 1 }).unwrap();
+        let view = store.view();
+        let newest_of = |filter: Option<&KeyFilter>, hint| {
+            let found = newest(&view, b"a", hash_of(b"a"), filter, hint).unwrap();
+            found.map(|(stored, _)| split_data_key(&stored).unwrap().1)
+        };
+        for (main, sub) in [(5, 1), (9, 7), (9, 0), (3, 0)] {
+            assert_eq!(newest_of(None, Some(Hint { main, sub })), Some(9));
+        }
+        assert_eq!(newest_of(None, None), Some(9));
+        let filter = KeyFilter::new(0);
+        assert_eq!(newest_of(Some(&filter), None), None);
+        filter.add(hash_of(b"a"));
+        assert_eq!(newest_of(Some(&filter), None), Some(9));
+    }
+}

@@ -11,7 +11,7 @@ use kvorum_model::{
 
 use super::{Found, ReadError, Scan, Source, answer_range, check_bounds, check_revision, holds, kv_bytes};
 use super::{newest, point_at, scan_at};
-use crate::cache::{HeadCache, KeyFilter, Known, hash_of};
+use crate::cache::{HeadCache, KeyFilter, Known, detached, hash_of};
 use crate::layout::{Change, data_key, history_key, read_change, read_record, record_sub};
 use crate::snapshot::SnapshotReader;
 use crate::state::{ClusterState, State};
@@ -304,7 +304,10 @@ impl<S: Store> ReadView<S> {
             looked_at += 1;
             let wanted = wanted(&change.key, change.kind, change.main);
             if wanted != Wanted::No {
-                let event = self.event(change, wanted == Wanted::WithPrevious)?;
+                // It may wait in a stream for long: without the blocks of the store that it lies in.
+                let mut event = self.event(change, wanted == Wanted::WithPrevious)?;
+                event.kv = detached(&event.kv);
+                event.prev_kv = event.prev_kv.as_ref().map(detached);
                 bytes += crate::watch::event_bytes(&event);
                 page.events.push(event);
             }

@@ -614,3 +614,45 @@ fn readers_stay_when_a_snapshot_takes_the_states_place() {
     assert!(apply(&mut old, put("c", "4")).result.is_ok());
     assert_eq!(reader.view().revision(), 6);
 }
+
+/// What the digest is for: it differs as soon as an entry, a write or an outcome does, and never forgets.
+#[test]
+fn the_digest_covers_entries_writes_and_outcomes() {
+    let digest = |entries: &[ApplyEntry]| {
+        let mut machine = open(MemStore::new());
+        machine.apply(entries).unwrap();
+        machine.digest()
+    };
+    let noop = |index, term| ApplyEntry {
+        index,
+        term,
+        payload: Payload::Noop,
+    };
+    let base = [entry(1, put("a", "1")), noop(2, 1)];
+    let others = [
+        vec![entry(1, put("a", "2")), noop(2, 1)],
+        vec![entry(1, put("b", "1")), noop(2, 1)],
+        vec![entry(1, put("a", "1")), noop(2, 2)],
+        vec![entry(1, put("a", "1")), noop(2, 1), noop(3, 1)],
+        vec![noop(1, 1), entry(2, put("a", "1"))],
+    ];
+    let mut seen: Vec<u128> = others.iter().map(|entries| digest(entries)).collect();
+    seen.push(digest(&base));
+    // Two refusals write the same and answer differently.
+    let with = |put: PutRequest| digest(&[entry(1, Command::Put(put))]);
+    seen.push(with(PutRequest {
+        key: "a".into(),
+        lease: 1,
+        ..PutRequest::default()
+    }));
+    seen.push(with(PutRequest {
+        key: "a".into(),
+        ignore_value: true,
+        ..PutRequest::default()
+    }));
+    let count = seen.len();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), count);
+    assert_eq!(digest(&base), digest(&base));
+}
