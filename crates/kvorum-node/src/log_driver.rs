@@ -62,6 +62,11 @@ impl<D: Disk> LogDriver<D> {
         self.wal.purge(base_of(base))
     }
 
+    /// Ends a clean stop: proves the last batch durable, so that damage to it is told from a torn tail.
+    pub fn close(self) -> Result<(), WalError> {
+        self.wal.close()
+    }
+
     /// The log itself: claims space ahead, tells figures.
     pub fn wal(&mut self) -> &mut Wal<D> {
         &mut self.wal

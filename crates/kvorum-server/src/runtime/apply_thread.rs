@@ -126,10 +126,19 @@ impl Applier {
         let machine = staged.ok_or("a snapshot is to be installed and none is staged")?;
         let last = meta.last;
         if machine.applied() != (last.term, last.index) {
-            return Err(format!("the staged snapshot is at {:?}, not at {last:?}", machine.applied()));
+            return Err(format!(
+                "the staged snapshot is at {:?}, not at {last:?}",
+                machine.applied()
+            ));
         }
-        let record = InstallRecord { index: last.index, term: last.term };
-        machine.store().make_current(record).map_err(|error| error.to_string())?;
+        let record = InstallRecord {
+            index: last.index,
+            term: last.term,
+        };
+        machine
+            .store()
+            .make_current(record)
+            .map_err(|error| error.to_string())?;
         let report = self.driver.install(machine);
         tracing::info!(index = last.index, "installed a snapshot");
         self.watch.reset(report.revision);
@@ -138,7 +147,11 @@ impl Applier {
     }
 
     fn settle(&mut self) -> Result<(), String> {
-        self.driver.machine().store().clear_install_record().map_err(|error| error.to_string())
+        self.driver
+            .machine()
+            .store()
+            .clear_install_record()
+            .map_err(|error| error.to_string())
     }
 
     /// Between batches: the store flushes, history is removed, figures are published. A full disk is no failure.
@@ -148,7 +161,9 @@ impl Applier {
             Ok(_) => self.space_warned = false,
             Err(StoreError::NoSpace) => {
                 if !std::mem::replace(&mut self.space_warned, true) {
-                    tracing::error!("the store's disk is full; free some space, it then goes on by itself when there is space");
+                    tracing::error!(
+                        "the store's disk is full; free some space, it then goes on by itself when there is space"
+                    );
                 }
             }
             Err(error) => return Err(error.to_string()),

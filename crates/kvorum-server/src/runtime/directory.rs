@@ -66,35 +66,61 @@ pub(crate) struct Directory {
 
 impl Directory {
     /// Opens or makes the directory of the member that `options` describe.
-    pub(crate) fn open(options: &ServeOptions, runtime: &tokio::runtime::Handle) -> Result<Directory, StartError> {
+    pub(crate) fn open(
+        options: &ServeOptions,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Directory, StartError> {
         let (disk, path) = (RealDisk, options.data_dir.clone());
-        let trouble = |why: String| StartError::Directory { dir: path.clone(), why };
+        let trouble = |why: String| StartError::Directory {
+            dir: path.clone(),
+            why,
+        };
         disk.create_dir(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::PermissionDenied => {
                 trouble("it may not be made by this user; choose another --data-dir, or change the owner of its parent".into())
             }
             _ => trouble(format!("it cannot be made: {error}")),
         })?;
-        restrict(&path).map_err(|error| trouble(format!("{error}; make this user its owner, or choose another --data-dir")))?;
+        restrict(&path).map_err(|error| {
+            trouble(format!(
+                "{error}; make this user its owner, or choose another --data-dir"
+            ))
+        })?;
         let lock = disk.lock(&path.join("lock")).map_err(|error| match error {
-            LockError::Held { pid } => StartError::InUse { dir: path.clone(), pid },
+            LockError::Held { pid } => StartError::InUse {
+                dir: path.clone(),
+                pid,
+            },
             LockError::Io(error) => trouble(format!("cannot be locked: {error}; make this user its owner")),
         })?;
         let known = Identity::load(&disk, &path).map_err(|error| trouble(error.to_string()))?;
         let identity = match known {
             // A beginning that never came to a log does not stand in the way of joining.
-            Some(identity) if identity.started || !options.join => recognise(identity, options).map_err(trouble)?,
+            Some(identity) if identity.started || !options.join => {
+                recognise(identity, options).map_err(trouble)?
+            }
             _ => {
                 refuse_strange_content(&path).map_err(trouble)?;
-                let identity = if options.join { join(options, runtime)? } else { found(options)? };
-                identity.store(&disk, &path).map_err(|error| trouble(error.to_string()))?;
+                let identity = if options.join {
+                    join(options, runtime)?
+                } else {
+                    found(options)?
+                };
+                identity
+                    .store(&disk, &path)
+                    .map_err(|error| trouble(error.to_string()))?;
                 identity
             }
         };
         if !identity.started && !identity.founders.is_empty() {
             ask_peers(options, &identity, runtime)?;
         }
-        Ok(Directory { disk, path, identity, _lock: lock })
+        Ok(Directory {
+            disk,
+            path,
+            identity,
+            _lock: lock,
+        })
     }
 
     /// Opens the log, or makes it if this member begins.
@@ -117,8 +143,8 @@ impl Directory {
             } else {
                 founding_write(&self.identity.founders)
             };
-            let mut wal = Wal::create(self.disk.clone(), &dir, log_options(), &mark, &first)
-                .map_err(StartError::other)?;
+            let mut wal =
+                Wal::create(self.disk, &dir, log_options(), &mark, &first).map_err(StartError::other)?;
             wal.prepare_next().map_err(StartError::other)?;
             wal.close().map_err(StartError::other)?;
         }
@@ -126,11 +152,15 @@ impl Directory {
             self.identity.started = true;
             self.store_identity()?;
         }
-        Wal::open(self.disk.clone(), &dir, log_options(), &mark).map_err(StartError::other)
+        Wal::open(self.disk, &dir, log_options(), &mark).map_err(StartError::other)
     }
 
     /// Opens the store, or makes it if the log still has everything.
-    pub(crate) fn open_store(&self, recovered: &Recovered, options: &kvorum_mvcc::lsm::Options) -> Result<LsmStore, StartError> {
+    pub(crate) fn open_store(
+        &self,
+        recovered: &Recovered,
+        options: &kvorum_mvcc::lsm::Options,
+    ) -> Result<LsmStore, StartError> {
         let dir = self.path.join("store");
         if LsmStore::exists(&dir).map_err(StartError::other)? {
             return LsmStore::open(&dir, options.clone()).map_err(StartError::other);
@@ -138,7 +168,10 @@ impl Directory {
         if recovered.base.index > 0 {
             return Err(StartError::Directory {
                 dir: self.path.clone(),
-                why: format!("its store is gone; this member lost its data: `kvorum member replace {}`", self.identity.name),
+                why: format!(
+                    "its store is gone; this member lost its data: `kvorum member replace {}`",
+                    self.identity.name
+                ),
             });
         }
         LsmStore::create(&dir, options.clone()).map_err(StartError::other)
@@ -146,13 +179,19 @@ impl Directory {
 
     pub(crate) fn store_identity(&self) -> Result<(), StartError> {
         let stored = self.identity.store(&self.disk, &self.path);
-        stored.map_err(|error: IdentityError| StartError::Directory { dir: self.path.clone(), why: error.to_string() })
+        stored.map_err(|error: IdentityError| StartError::Directory {
+            dir: self.path.clone(),
+            why: error.to_string(),
+        })
     }
 }
 
 /// Segments of half the default size: a member claims four of them before its first write.
 fn log_options() -> kvorum_wal::Options {
-    kvorum_wal::Options { segment_bytes: 32 << 20, ..kvorum_wal::Options::default() }
+    kvorum_wal::Options {
+        segment_bytes: 32 << 20,
+        ..kvorum_wal::Options::default()
+    }
 }
 
 /// The directory is its owner's alone.
@@ -172,9 +211,14 @@ fn restrict(path: &Path) -> std::io::Result<()> {
 fn refuse_strange_content(path: &Path) -> Result<(), String> {
     let entries = std::fs::read_dir(path).map_err(|error| format!("it cannot be read: {error}"))?;
     for entry in entries {
-        let name = entry.map_err(|error| format!("it cannot be read: {error}"))?.file_name();
+        let name = entry
+            .map_err(|error| format!("it cannot be read: {error}"))?
+            .file_name();
         // What a start that was cut off leaves behind.
-        if !["lock", "identity", "identity.tmp"].iter().any(|own| name == *own) {
+        if !["lock", "identity", "identity.tmp"]
+            .iter()
+            .any(|own| name == *own)
+        {
             return Err(format!(
                 "it holds `{}` and no identity of a member; choose an empty --data-dir",
                 name.to_string_lossy()
@@ -187,7 +231,10 @@ fn refuse_strange_content(path: &Path) -> Result<(), String> {
 /// The directory's identity stands above the settings; settings of another member are refused.
 fn recognise(identity: Identity, options: &ServeOptions) -> Result<Identity, String> {
     if identity.name != options.name {
-        return Err(format!("it belongs to member `{}`, not `{}`; check --name and --data-dir", identity.name, options.name));
+        return Err(format!(
+            "it belongs to member `{}`, not `{}`; check --name and --data-dir",
+            identity.name, options.name
+        ));
     }
     if identity.token != options.cluster_token {
         return Err(format!(
@@ -203,13 +250,18 @@ fn recognise(identity: Identity, options: &ServeOptions) -> Result<Identity, Str
 
 fn incarnation() -> Result<u128, StartError> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| StartError::Other(format!("the system gives no randomness: {error}")))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| StartError::Other(format!("the system gives no randomness: {error}")))?;
     Ok(u128::from_le_bytes(bytes))
 }
 
 fn found(options: &ServeOptions) -> Result<Identity, StartError> {
     let token = &options.cluster_token;
-    let mut founders: Vec<u64> = options.founders().iter().map(|founder| founder_id(token, &founder.name)).collect();
+    let mut founders: Vec<u64> = options
+        .founders()
+        .iter()
+        .map(|founder| founder_id(token, &founder.name))
+        .collect();
     founders.sort_unstable();
     Ok(Identity {
         member: founder_id(token, &options.name),
@@ -226,7 +278,11 @@ fn found(options: &ServeOptions) -> Result<Identity, StartError> {
 /// The other founders' addresses.
 fn others(options: &ServeOptions) -> Vec<String> {
     let founders = options.founders();
-    founders.iter().filter(|founder| founder.name != options.name).map(|founder| founder.address.to_string()).collect()
+    founders
+        .iter()
+        .filter(|founder| founder.name != options.name)
+        .map(|founder| founder.address.to_string())
+        .collect()
 }
 
 /// Takes up the ID that was announced for this name.
@@ -254,7 +310,11 @@ fn join(options: &ServeOptions, runtime: &tokio::runtime::Handle) -> Result<Iden
 }
 
 /// A founder that begins asks whether the others have met it before: then it lost its data.
-fn ask_peers(options: &ServeOptions, identity: &Identity, runtime: &tokio::runtime::Handle) -> Result<(), StartError> {
+fn ask_peers(
+    options: &ServeOptions,
+    identity: &Identity,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(), StartError> {
     let acquaintance = Acquaintance::new(identity.clone(), 0, kvorum_model::MemberRecord::default());
     let hello = acquaintance.hello(0);
     let asked = others(options).into_iter().map(|address| {
@@ -262,7 +322,9 @@ fn ask_peers(options: &ServeOptions, identity: &Identity, runtime: &tokio::runti
         runtime.spawn(async move { (peers::ask(&address, hello).await, address) })
     });
     for answer in asked.collect::<Vec<_>>() {
-        let Ok((answer, address)) = runtime.block_on(answer) else { continue };
+        let Ok((answer, address)) = runtime.block_on(answer) else {
+            continue;
+        };
         match answer {
             Ok(_) => {}
             Err(status) if matches!(status.code(), Code::FailedPrecondition | Code::PermissionDenied) => {

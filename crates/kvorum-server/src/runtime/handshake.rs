@@ -61,7 +61,12 @@ impl Acquaintance {
         let uuid = identity.cluster_uuid;
         Hello {
             version: PROTOCOL,
-            cluster_uuid: if uuid == 0 { Vec::new() } else { uuid.to_be_bytes().to_vec() }.into(),
+            cluster_uuid: if uuid == 0 {
+                Vec::new()
+            } else {
+                uuid.to_be_bytes().to_vec()
+            }
+            .into(),
             token_hash: identity.token_hash.to_be_bytes().to_vec().into(),
             member_id: identity.member,
             to_member_id: to,
@@ -107,7 +112,11 @@ impl Acquaintance {
                 identity.member, identity.name, hello.to_member_id
             ));
         }
-        if hello.member_id == 0 { Ok(()) } else { self.judge_member(hello) }
+        if hello.member_id == 0 {
+            Ok(())
+        } else {
+            self.judge_member(hello)
+        }
     }
 
     fn judge_member(&self, hello: &Hello) -> Result<(), Status> {
@@ -118,9 +127,19 @@ impl Acquaintance {
             )));
         }
         let incarnation = read_u128(&hello.incarnation)?;
-        let recorded = self.members.read().expect("no panic while held").get(&id).map_or(0, |m| m.incarnation);
+        let recorded = self
+            .members
+            .read()
+            .expect("no panic while held")
+            .get(&id)
+            .map_or(0, |m| m.incarnation);
         let known = match recorded {
-            0 => *self.seen.lock().expect("no panic while held").entry(id).or_insert(incarnation),
+            0 => *self
+                .seen
+                .lock()
+                .expect("no panic while held")
+                .entry(id)
+                .or_insert(incarnation),
             recorded => recorded,
         };
         if known != incarnation {
@@ -134,13 +153,20 @@ impl Acquaintance {
 
     /// What a joiner says, that knows only its name.
     pub fn joiner_hello(name: &str) -> Hello {
-        Hello { version: PROTOCOL, name: name.to_owned(), ..Hello::default() }
+        Hello {
+            version: PROTOCOL,
+            name: name.to_owned(),
+            ..Hello::default()
+        }
     }
 
     /// The ID that a joiner of this name was given and has not taken up yet, if any.
     pub fn awaited(&self, name: &str) -> Option<u64> {
         let members = self.members.read().expect("no panic while held");
-        members.values().find(|member| member.name == name && member.incarnation == 0).map(|member| member.id)
+        members
+            .values()
+            .find(|member| member.name == name && member.incarnation == 0)
+            .map(|member| member.id)
     }
 }
 
@@ -153,7 +179,9 @@ pub(crate) fn read_u128(bytes: &[u8]) -> Result<u128, Status> {
     match bytes {
         [] => Ok(0),
         _ => {
-            let bytes = bytes.try_into().map_err(|_| Status::invalid_argument("malformed Hello: not 16 bytes"))?;
+            let bytes = bytes
+                .try_into()
+                .map_err(|_| Status::invalid_argument("malformed Hello: not 16 bytes"))?;
             Ok(u128::from_be_bytes(bytes))
         }
     }
@@ -225,7 +253,14 @@ mod tests {
         let b = member("b", 2);
         let mut cluster = ClusterState::default();
         let id = founder_id("t", "a");
-        cluster.members.insert(id, MemberRecord { id, incarnation: 1, ..MemberRecord::default() });
+        cluster.members.insert(
+            id,
+            MemberRecord {
+                id,
+                incarnation: 1,
+                ..MemberRecord::default()
+            },
+        );
         b.learn(&cluster);
         refused(b.judge(&member("a", 3).hello(0)), "lost its data; replace it");
         b.judge(&member("a", 1).hello(0)).unwrap();

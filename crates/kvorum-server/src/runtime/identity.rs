@@ -88,7 +88,11 @@ impl Identity {
 
     /// Writes it durably.
     pub fn store<D: Disk>(&self, disk: &D, dir: &Path) -> Result<(), IdentityError> {
-        Ok(replace_file_durably(disk, &dir.join(FILE), self.print().as_bytes())?)
+        Ok(replace_file_durably(
+            disk,
+            &dir.join(FILE),
+            self.print().as_bytes(),
+        )?)
     }
 
     /// What the core calls the cluster, constant for its life.
@@ -135,7 +139,9 @@ impl Identity {
         if first != FORMAT && first.starts_with("kvorum-identity ") {
             return Err(IdentityError::Newer(first.to_owned()));
         }
-        let (body, checksum) = text.rsplit_once("checksum ").ok_or_else(|| damaged("no checksum"))?;
+        let (body, checksum) = text
+            .rsplit_once("checksum ")
+            .ok_or_else(|| damaged("no checksum"))?;
         let written = u32::from_str_radix(checksum.trim_end(), 16).map_err(|_| damaged("no checksum"))?;
         if written != crc32c::crc32c(body.as_bytes()) {
             return Err(damaged("wrong checksum"));
@@ -188,7 +194,10 @@ mod tests {
     fn an_identity_survives_its_file() {
         let identity = identity();
         assert_eq!(Identity::parse(identity.print().as_bytes()).unwrap(), identity);
-        let joined = Identity { founders: vec![], ..identity };
+        let joined = Identity {
+            founders: vec![],
+            ..identity
+        };
         assert_eq!(Identity::parse(joined.print().as_bytes()).unwrap(), joined);
     }
 

@@ -63,7 +63,7 @@ pub(crate) fn run_writer<D: Disk>(
                 }
                 LogWork::Stop => {
                     write(&mut log, &mut persists, inbox, &mut exhausted, figures)?;
-                    return Ok(());
+                    return log.close();
                 }
             }
         }
@@ -74,11 +74,17 @@ pub(crate) fn run_writer<D: Disk>(
             exhausted = !exhausted;
             inbox(Input::Space { exhausted });
         }
+        if !exhausted {
+            // Between two batches: the space of the next segment is claimed here, not inside an append.
+            fatal_to_replica(log.wal().prepare_next(), inbox)?;
+        }
         if exhausted && let Some(next) = retry_claim(&mut log, work, inbox, &mut exhausted)? {
             match next {
-                LogWork::Persist(persist) => write(&mut log, &mut [persist].into(), inbox, &mut exhausted, figures)?,
+                LogWork::Persist(persist) => {
+                    write(&mut log, &mut [persist].into(), inbox, &mut exhausted, figures)?
+                }
                 LogWork::Purge(base) => fatal_to_replica(log.purge(&base), inbox)?,
-                LogWork::Stop => return Ok(()),
+                LogWork::Stop => return log.close(),
             }
         }
     }
@@ -126,7 +132,9 @@ fn write<D: Disk>(
             Err(error @ WalError::NoSpace { .. }) => {
                 if !*exhausted {
                     *exhausted = true;
-                    tracing::error!("the log's disk is full ({error}); writes that need space are refused until there is some");
+                    tracing::error!(
+                        "the log's disk is full ({error}); writes that need space are refused until there is some"
+                    );
                     inbox(Input::Space { exhausted: true });
                 }
                 std::thread::park_timeout(SPACE_RETRY);
@@ -145,7 +153,13 @@ fn fatal_to_replica<T>(result: Result<T, WalError>, inbox: &Inbox) -> Result<T, 
 
 /// Runs the reader until its work ends.
 pub(crate) fn run_reader<D: Disk>(log: &LogReader<D>, work: &Receiver<FetchWork>, inbox: &Inbox) {
-    while let Ok(FetchWork { id, from, to, bytes_max }) = work.recv() {
+    while let Ok(FetchWork {
+        id,
+        from,
+        to,
+        bytes_max,
+    }) = work.recv()
+    {
         let entries = log.fetch(from, to, bytes_max).unwrap_or_else(|error| {
             tracing::error!("entries {from} to {to} cannot be read from the log: {error}");
             Vec::new()

@@ -35,7 +35,13 @@ impl PeerService {
         snapshots: SnapshotReceiver,
         metrics: Arc<Metrics>,
     ) -> Self {
-        PeerService { acquaintance, inbox, net, snapshots, metrics }
+        PeerService {
+            acquaintance,
+            inbox,
+            net,
+            snapshots,
+            metrics,
+        }
     }
 
     /// The Hello to answer with, or why there is none.
@@ -60,7 +66,10 @@ impl PeerService {
         let hello = first.ok_or_else(|| Status::invalid_argument("a peer stream starts with a Hello"))?;
         let answer = self.answer(&hello)?;
         let (answers, receiver) = mpsc::channel(1);
-        let first = Frame { hello: Some(answer), ..Frame::default() };
+        let first = Frame {
+            hello: Some(answer),
+            ..Frame::default()
+        };
         answers.try_send(Ok(first)).expect("a new channel has room");
         let (inbox, metrics, from) = (self.inbox.clone(), self.metrics.clone(), hello.member_id);
         tokio::spawn(async move {
@@ -75,7 +84,9 @@ impl PeerService {
                     Ok(_) => break,
                     Err(error) => {
                         tracing::warn!(peer = %format_args!("{from:016x}"), "dropped a connection: {error}");
-                        let _ = answers.send(Err(Status::invalid_argument(error.to_string()))).await;
+                        let _ = answers
+                            .send(Err(Status::invalid_argument(error.to_string())))
+                            .await;
                         break;
                     }
                 }
@@ -107,7 +118,10 @@ impl Peer for PeerService {
         let mut chunks = request.into_inner();
         let first = chunks.message().await?;
         let first = first.ok_or_else(|| Status::invalid_argument("a snapshot starts with a Hello"))?;
-        let hello = first.hello.as_ref().ok_or_else(|| Status::invalid_argument("a snapshot starts with a Hello"))?;
+        let hello = first
+            .hello
+            .as_ref()
+            .ok_or_else(|| Status::invalid_argument("a snapshot starts with a Hello"))?;
         self.acquaintance.judge(hello)?;
         self.snapshots.receive(first, chunks).await.map(Response::new)
     }

@@ -19,7 +19,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
+use super::figures::note_message;
 use super::handshake::Acquaintance;
+use crate::metrics::Metrics;
 
 /// Messages that wait for one lane's connection to take them.
 const LANE_MESSAGES_MAX: usize = 8192;
@@ -50,6 +52,7 @@ struct Shared {
     acquaintance: Arc<Acquaintance>,
     inbox: Inbox,
     on_removed: OnRemoved,
+    metrics: Arc<Metrics>,
     runtime: tokio::runtime::Handle,
     peers: RwLock<BTreeMap<u64, Peer>>,
     /// Peers that dialled this member, with the addresses they told: a joiner knows no others at first.
@@ -79,10 +82,22 @@ impl PeerNet {
         acquaintance: Arc<Acquaintance>,
         inbox: Inbox,
         on_removed: OnRemoved,
+        metrics: Arc<Metrics>,
         runtime: tokio::runtime::Handle,
     ) -> Self {
         let (peers, met, troubles) = (RwLock::default(), Mutex::default(), Mutex::default());
-        PeerNet { shared: Arc::new(Shared { acquaintance, inbox, on_removed, runtime, peers, met, troubles }) }
+        PeerNet {
+            shared: Arc::new(Shared {
+                acquaintance,
+                inbox,
+                on_removed,
+                metrics,
+                runtime,
+                peers,
+                met,
+                troubles,
+            }),
+        }
     }
 
     /// A peer dialled this member: it can be answered, whether the cluster's records are here yet or not.
@@ -90,7 +105,11 @@ impl PeerNet {
         if addresses.is_empty() {
             return;
         }
-        self.shared.met.lock().expect("no panic while held").insert(id, addresses.clone());
+        self.shared
+            .met
+            .lock()
+            .expect("no panic while held")
+            .insert(id, addresses.clone());
         let mut peers = self.shared.peers.write().expect("no panic while held");
         peers.entry(id).or_insert_with(|| self.start(id, addresses));
     }
@@ -106,7 +125,11 @@ impl PeerNet {
             }
         }
         let mut peers = self.shared.peers.write().expect("no panic while held");
-        peers.retain(|id, peer| wanted.get(id).is_some_and(|addresses| *addresses == peer.addresses));
+        peers.retain(|id, peer| {
+            wanted
+                .get(id)
+                .is_some_and(|addresses| *addresses == peer.addresses)
+        });
         for (id, addresses) in wanted {
             peers.entry(id).or_insert_with(|| self.start(id, addresses));
         }
@@ -114,15 +137,27 @@ impl PeerNet {
 
     /// The peers that the cluster's records name, other than this member.
     pub fn peers_of(cluster: &ClusterState, own: u64) -> BTreeMap<u64, Vec<String>> {
-        let others = cluster.members.values().filter(|member| member.id != own && !member.peer_addresses.is_empty());
-        others.map(|member| (member.id, member.peer_addresses.clone())).collect()
+        let others = cluster
+            .members
+            .values()
+            .filter(|member| member.id != own && !member.peer_addresses.is_empty());
+        others
+            .map(|member| (member.id, member.peer_addresses.clone()))
+            .collect()
     }
 
     /// Queues a message; drops it if its receiver is unknown or cannot keep up.
     pub fn send(&self, message: PeerMessage) {
         let peers = self.shared.peers.read().expect("no panic while held");
-        let Some(peer) = peers.get(&message.to) else { return };
-        let lane = if message.lane() == Lane::Control { &peer.control } else { &peer.bulk };
+        let Some(peer) = peers.get(&message.to) else {
+            return;
+        };
+        note_message(&self.shared.metrics, &message);
+        let lane = if message.lane() == Lane::Control {
+            &peer.control
+        } else {
+            &peer.bulk
+        };
         if let Err(mpsc::error::TrySendError::Full(message)) = lane.try_send(message) {
             let to = message.to;
             drop(peers);
@@ -133,7 +168,10 @@ impl PeerNet {
     /// Where this peer is reached.
     pub fn addresses(&self, peer: u64) -> Vec<String> {
         let peers = self.shared.peers.read().expect("no panic while held");
-        peers.get(&peer).map(|peer| peer.addresses.clone()).unwrap_or_default()
+        peers
+            .get(&peer)
+            .map(|peer| peer.addresses.clone())
+            .unwrap_or_default()
     }
 
     /// Ends all connections.
@@ -149,7 +187,12 @@ impl PeerNet {
         };
         let (control, control_task) = lane(Lane::Control);
         let (bulk, bulk_task) = lane(Lane::Bulk);
-        Peer { addresses, control, bulk, tasks: [control_task, bulk_task] }
+        Peer {
+            addresses,
+            control,
+            bulk,
+            tasks: [control_task, bulk_task],
+        }
     }
 }
 
@@ -179,7 +222,9 @@ async fn run_lane(
             Err(status) => {
                 let known = {
                     let mut troubles = shared.troubles.lock().expect("no panic while held");
-                    troubles.insert(id, status.message().to_owned()).is_some_and(|old| old == status.message())
+                    troubles
+                        .insert(id, status.message().to_owned())
+                        .is_some_and(|old| old == status.message())
                 };
                 if !known && status.code() != Code::Unavailable {
                     tracing::warn!(peer = %format_args!("{id:016x}"), address, "peer refuses: {}", status.message());
@@ -206,7 +251,14 @@ struct Opened {
 async fn open(shared: &Shared, id: u64, address: &str, lane: Lane) -> Result<Opened, Status> {
     let mut client = connect(address).await?;
     let (frames, receiver) = mpsc::channel(FRAMES_MAX);
-    let answers = greet(&mut client, shared.acquaintance.hello(id), lane, &frames, receiver).await?;
+    let answers = greet(
+        &mut client,
+        shared.acquaintance.hello(id),
+        lane,
+        &frames,
+        receiver,
+    )
+    .await?;
     let (hello, answers) = answers;
     if hello.member_id != id {
         return Err(Status::failed_precondition(format!(
@@ -232,7 +284,9 @@ pub(crate) async fn connect(address: &str) -> Result<PeerClient<Channel>, Status
         .connect()
         .await
         .map_err(|error| Status::unavailable(format!("peer {address} cannot be reached: {error}")))?;
-    Ok(PeerClient::new(channel).max_decoding_message_size(FRAME_BYTES_MAX).max_encoding_message_size(FRAME_BYTES_MAX))
+    Ok(PeerClient::new(channel)
+        .max_decoding_message_size(FRAME_BYTES_MAX)
+        .max_encoding_message_size(FRAME_BYTES_MAX))
 }
 
 /// Says Hello and waits for the answer.
@@ -243,7 +297,10 @@ async fn greet(
     frames: &mpsc::Sender<Frame>,
     receiver: mpsc::Receiver<Frame>,
 ) -> Result<(Hello, Streaming<Frame>), Status> {
-    let first = Frame { hello: Some(hello), ..Frame::default() };
+    let first = Frame {
+        hello: Some(hello),
+        ..Frame::default()
+    };
     frames.try_send(first).expect("a new channel has room");
     let requests = ReceiverStream::new(receiver);
     let exchange = async {

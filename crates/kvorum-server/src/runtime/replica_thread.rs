@@ -32,6 +32,9 @@ pub enum End {
     Fatal(String),
 }
 
+/// Told of the members and settings when they change.
+pub(crate) type OnCluster = Box<dyn Fn(&Arc<ClusterState>) + Send>;
+
 /// Where the replica's effects go.
 pub(crate) struct Outlets {
     pub(crate) pending: Arc<Pending>,
@@ -40,7 +43,7 @@ pub(crate) struct Outlets {
     pub(crate) apply: Sender<ApplyWork>,
     pub(crate) peers: PeerNet,
     pub(crate) send_snapshot: Box<dyn Fn(Message) + Send>,
-    pub(crate) cluster_changed: Box<dyn Fn(&Arc<ClusterState>) + Send>,
+    pub(crate) cluster_changed: OnCluster,
     pub(crate) publish: Box<dyn Fn(NodeStatus) + Send>,
 }
 
@@ -62,7 +65,10 @@ pub(crate) fn run(mut node: Node, mailbox: &Mailbox<Input>, outlets: &Outlets, s
                 return end;
             }
         }
-        let (now, noted) = (clock::now(), Some((node.leader(), node.is_leader(), node.raft().term())));
+        let (now, noted) = (
+            clock::now(),
+            Some((node.leader(), node.is_leader(), node.raft().term())),
+        );
         if now >= publish_at || noted != published {
             (publish_at, published) = (now + STATUS_INTERVAL, noted);
             (outlets.publish)(node.status());
@@ -78,7 +84,10 @@ fn feed(node: &mut Node, batch: &mut Batch<Input>, effects: &mut Vec<Effect>) {
     }
     if !batch.reads.is_empty() {
         let reads = batch.reads.drain(..);
-        let reads = reads.map(|read| ReadRequest { id: read.id, deadline: clock::deadline(now, read.deadline, instant) });
+        let reads = reads.map(|read| ReadRequest {
+            id: read.id,
+            deadline: clock::deadline(now, read.deadline, instant),
+        });
         node.step(now, Input::Read(reads.collect()), effects);
     }
     if !batch.writes.is_empty() {
@@ -91,7 +100,15 @@ fn feed(node: &mut Node, batch: &mut Batch<Input>, effects: &mut Vec<Effect>) {
     }
     for admin in batch.admin.drain(..) {
         let deadline = clock::deadline(now, admin.deadline, instant);
-        node.step(now, Input::Admin { id: admin.id, request: admin.request, deadline }, effects);
+        node.step(
+            now,
+            Input::Admin {
+                id: admin.id,
+                request: admin.request,
+                deadline,
+            },
+            effects,
+        );
     }
     if now >= node.next_deadline() {
         node.step(now, Input::Tick, effects);
@@ -103,8 +120,18 @@ fn carry_out(effect: Effect, outlets: &Outlets) -> Option<End> {
     match effect {
         Effect::Persist(persist) => drop(outlets.log.send(LogWork::Persist(persist))),
         Effect::Purge(base) => drop(outlets.log.send(LogWork::Purge(base))),
-        Effect::Fetch { id, from, to, bytes_max } => {
-            drop(outlets.fetch.send(FetchWork { id, from, to, bytes_max }));
+        Effect::Fetch {
+            id,
+            from,
+            to,
+            bytes_max,
+        } => {
+            drop(outlets.fetch.send(FetchWork {
+                id,
+                from,
+                to,
+                bytes_max,
+            }));
         }
         Effect::Send(message) => outlets.peers.send(message),
         Effect::Apply(entries) => drop(outlets.apply.send(ApplyWork::Apply(entries))),

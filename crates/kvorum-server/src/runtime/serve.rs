@@ -24,11 +24,13 @@ use super::identity::founder_id;
 use super::log_thread::{LogWork, run_reader, run_writer};
 use super::peer_service::PeerService;
 use super::peers::{FRAME_BYTES_MAX, Inbox, OnRemoved, PeerNet, WINDOW_BYTES};
-use super::replica_thread::{self, End, Outlets};
+use super::replica_thread::{self, End, OnCluster, Outlets};
 use super::snapshots::{Built, SnapshotReceiver, SnapshotSender, Stage};
 use crate::api::{self, Core};
 use crate::budget::Budget;
-use crate::handle::{HandleOptions, Identity as Shown, ReplicaHandle, ReplicaPort, StoreFigures, replica_handle};
+use crate::handle::{
+    HandleOptions, Identity as Shown, ReplicaHandle, ReplicaPort, StoreFigures, replica_handle,
+};
 use crate::http::{self, HttpLimits, HttpServer, Phase};
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
@@ -68,10 +70,18 @@ pub enum ServeError {
 ///
 /// # Errors
 /// One line that says what is wrong and what to do.
-pub fn serve(options: ServeOptions, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
+pub fn serve(
+    options: ServeOptions,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServeError> {
     options.validate().map_err(StartError::other)?;
-    let clients = options.listen_client.iter().map(|address| http::listen("listen-client", address));
-    let clients = clients.collect::<Result<Vec<_>, _>>().map_err(ServeError::Listen)?;
+    let clients = options
+        .listen_client
+        .iter()
+        .map(|address| http::listen("listen-client", address));
+    let clients = clients
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(ServeError::Listen)?;
     let peer_listener = http::listen("listen-peer", &options.listen_peer).map_err(ServeError::Listen)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -169,9 +179,14 @@ impl Member {
         let record = node_options.record.clone();
         let install = install.map(|record| (record.index, record.term));
         let Replica { node, log, apply } =
-            assemble(node_options, wal, recovered, machine, install, clock::now()).map_err(StartError::other)?;
+            assemble(node_options, wal, recovered, machine, install, clock::now())
+                .map_err(StartError::other)?;
         if install.is_some() {
-            apply.machine().store().clear_install_record().map_err(StartError::other)?;
+            apply
+                .machine()
+                .store()
+                .clear_install_record()
+                .map_err(StartError::other)?;
         }
 
         let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);
@@ -213,7 +228,13 @@ impl Member {
         let metrics = Arc::new(Metrics::default());
         let acquaintance = Arc::new(Acquaintance::new(identity.clone(), boot, record));
         let cluster = apply.machine().cluster();
-        let net = PeerNet::new(acquaintance.clone(), inbox.clone(), on_removed, runtime.clone());
+        let net = PeerNet::new(
+            acquaintance.clone(),
+            inbox.clone(),
+            on_removed,
+            metrics.clone(),
+            runtime.clone(),
+        );
         net.set_peers(peers(options, &identity, &cluster), &cluster.removed);
         let _ = acquaintance.learn(&cluster);
         let (built, stage) = (Built::default(), Stage::default());
@@ -224,7 +245,13 @@ impl Member {
             stage.clone(),
             inbox.clone(),
         );
-        let service = PeerService::new(acquaintance.clone(), inbox.clone(), net.clone(), receiver, metrics.clone());
+        let service = PeerService::new(
+            acquaintance.clone(),
+            inbox.clone(),
+            net.clone(),
+            receiver,
+            metrics.clone(),
+        );
         let peer_port = open_peer_port(peer_listener, service)?;
 
         let (log_work, log_queue) = mpsc::channel();
@@ -236,8 +263,12 @@ impl Member {
             stream_bytes_max: options.watch_stream_bytes_max,
             ..HubOptions::default()
         };
-        let (watch, watch_driver) =
-            watch_hub(apply.machine().reader(), hub_options, WATCH_PROGRESS, metrics.clone());
+        let (watch, watch_driver) = watch_hub(
+            apply.machine().reader(),
+            hub_options,
+            WATCH_PROGRESS,
+            metrics.clone(),
+        );
         let sender = SnapshotSender {
             acquaintance: acquaintance.clone(),
             net: net.clone(),
@@ -252,7 +283,13 @@ impl Member {
             apply: apply_work.clone(),
             peers: net.clone(),
             send_snapshot: Box::new(move |message| sender.send(message)),
-            cluster_changed: cluster_watcher(options.clone(), directory, acquaintance, net.clone(), ending.clone()),
+            cluster_changed: cluster_watcher(
+                options.clone(),
+                directory,
+                acquaintance,
+                net.clone(),
+                ending.clone(),
+            ),
             publish: {
                 let port = port.clone();
                 Box::new(move |status| port.publish_node(status))
@@ -276,7 +313,11 @@ impl Member {
         let threads = vec![
             thread("log", &ending, {
                 let inbox = inbox.clone();
-                move || run_writer(log, &log_queue, &inbox, &figures).err().map(|error| End::Fatal(error.to_string()))
+                move || {
+                    run_writer(log, &log_queue, &inbox, &figures)
+                        .err()
+                        .map(|error| End::Fatal(error.to_string()))
+                }
             })?,
             thread("log-reader", &ending, {
                 let inbox = inbox.clone();
@@ -285,14 +326,34 @@ impl Member {
                     None
                 }
             })?,
-            thread("apply", &ending, move || applier.run(&apply_queue).err().map(End::Fatal))?,
-            thread("watch", &ending, move || watch_driver.run().err().map(|error| End::Fatal(error.to_string())))?,
+            thread("apply", &ending, move || {
+                applier.run(&apply_queue).err().map(End::Fatal)
+            })?,
+            thread("watch", &ending, move || {
+                watch_driver
+                    .run()
+                    .err()
+                    .map(|error| End::Fatal(error.to_string()))
+            })?,
             thread("replica", &ending, {
                 let stop = stop.clone();
                 move || Some(replica_thread::run(node, &mailbox, &outlets, &stop))
             })?,
         ];
-        Ok(Member { handle, port, net, watch, metrics, ended, inbox, stop, log_work, apply_work, threads, _peer_port: peer_port })
+        Ok(Member {
+            handle,
+            port,
+            net,
+            watch,
+            metrics,
+            ended,
+            inbox,
+            stop,
+            log_work,
+            apply_work,
+            threads,
+            _peer_port: peer_port,
+        })
     }
 
     fn open_client_port(
@@ -311,8 +372,14 @@ impl Member {
             started: Instant::now(),
         };
         let routes = api::routes(&core, self.watch.clone());
-        let listeners = listeners.into_iter().map(|listener| (listener, routes.clone())).collect();
-        let limits = HttpLimits { connections_max: options.connections_max, ..HttpLimits::default() };
+        let listeners = listeners
+            .into_iter()
+            .map(|listener| (listener, routes.clone()))
+            .collect();
+        let limits = HttpLimits {
+            connections_max: options.connections_max,
+            ..HttpLimits::default()
+        };
         let pending = self.port.pending().clone();
         let background = move |worker| {
             let pending = pending.clone();
@@ -382,9 +449,14 @@ fn thread(
     let body = move || match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
         Ok(Some(end)) => ending.tell(end),
         Ok(None) => {}
-        Err(_) => ending.tell(End::Fatal(format!("its thread `{named}` panicked; the message stands above"))),
+        Err(_) => ending.tell(End::Fatal(format!(
+            "its thread `{named}` panicked; the message stands above"
+        ))),
     };
-    std::thread::Builder::new().name(name).spawn(body).map_err(StartError::other)
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(body)
+        .map_err(StartError::other)
 }
 
 /// Keeps addresses and identity up to date when the cluster's records change.
@@ -394,7 +466,7 @@ fn cluster_watcher(
     acquaintance: Arc<Acquaintance>,
     net: PeerNet,
     ending: Ending,
-) -> Box<dyn Fn(&Arc<ClusterState>) + Send> {
+) -> OnCluster {
     let directory = Mutex::new(directory);
     Box::new(move |cluster| {
         let mut directory = directory.lock().expect("no panic while held");
@@ -427,7 +499,8 @@ fn peers(
 
 fn random() -> Result<u128, StartError> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| StartError::Other(format!("the system gives no randomness: {error}")))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| StartError::Other(format!("the system gives no randomness: {error}")))?;
     Ok(u128::from_le_bytes(bytes))
 }
 
@@ -489,6 +562,8 @@ fn open_peer_port(listener: std::net::TcpListener, service: PeerService) -> Resu
         ..HttpLimits::default()
     };
     let (phase, _) = watch::channel(Phase::Serving);
-    HttpServer::start(vec![(listener, routes)], limits, 1, phase, |_| std::future::pending())
-        .map_err(|error| ServeError::Listen(format!("cannot start the peer port's threads: {error}")))
+    HttpServer::start(vec![(listener, routes)], limits, 1, phase, |_| {
+        std::future::pending()
+    })
+    .map_err(|error| ServeError::Listen(format!("cannot start the peer port's threads: {error}")))
 }

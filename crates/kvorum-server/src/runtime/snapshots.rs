@@ -77,7 +77,10 @@ impl SnapshotSender {
 
     async fn transfer(&self, message: Message) -> Result<(), Status> {
         let peer = message.to;
-        let snapshot = self.built.take(peer).ok_or_else(|| Status::internal("no snapshot was built for it"))?;
+        let snapshot = self
+            .built
+            .take(peer)
+            .ok_or_else(|| Status::internal("no snapshot was built for it"))?;
         let address = self.net.addresses(peer).into_iter().next();
         let address = address.ok_or_else(|| Status::unavailable("its address is not known"))?;
         let mut snapshot = Some(snapshot);
@@ -108,21 +111,37 @@ impl SnapshotSender {
             Err(status) => return Ok((reader, Err(status))),
         };
         let hello = self.acquaintance.hello(message.to);
-        let offer = SnapshotOffer { id: id.clone(), ..SnapshotOffer::default() };
-        let question = SnapshotChunk { hello: Some(hello.clone()), offer: Some(offer.clone()), ..Default::default() };
+        let offer = SnapshotOffer {
+            id: id.clone(),
+            ..SnapshotOffer::default()
+        };
+        let question = SnapshotChunk {
+            hello: Some(hello.clone()),
+            offer: Some(offer.clone()),
+            ..Default::default()
+        };
         let resume_at = match client.snapshot(tokio_stream::iter([question])).await {
             Ok(done) => done.into_inner().next_chunk,
             Err(status) => return Ok((reader, Err(status))),
         };
         let (chunks, receiver) = mpsc::channel(FRAMES_AHEAD);
-        let first = SnapshotChunk { hello: Some(hello), offer: Some(offer), ..Default::default() };
-        let last = SnapshotChunk { message: encoded(message), ..SnapshotChunk::default() };
+        let first = SnapshotChunk {
+            hello: Some(hello),
+            offer: Some(offer),
+            ..Default::default()
+        };
+        let last = SnapshotChunk {
+            message: encoded(message),
+            ..SnapshotChunk::default()
+        };
         let read = tokio::task::spawn_blocking(move || {
             let result = stream_frames(&mut reader, resume_at, first, last, &chunks);
             (reader, result)
         });
         let answer = client.snapshot(ReceiverStream::new(receiver)).await;
-        let (reader, read) = read.await.map_err(|_| Status::internal("reading the snapshot panicked"))?;
+        let (reader, read) = read
+            .await
+            .map_err(|_| Status::internal("reading the snapshot panicked"))?;
         let result = match (read, answer) {
             (Err(why), _) => return Err(why),
             (Ok(()), Ok(done)) if done.get_ref().complete => Ok(()),
@@ -142,7 +161,8 @@ fn stream_frames(
     last: SnapshotChunk,
     chunks: &mpsc::Sender<SnapshotChunk>,
 ) -> Result<(), Status> {
-    let unreadable = |error: kvorum_mvcc::StoreError| Status::internal(format!("the snapshot cannot be read: {error}"));
+    let unreadable =
+        |error: kvorum_mvcc::StoreError| Status::internal(format!("the snapshot cannot be read: {error}"));
     if resume_at > 0 {
         reader.resume(resume_at);
     }
@@ -152,7 +172,13 @@ fn stream_frames(
     let (started, mut sent) = (Instant::now(), 0);
     while let Some(data) = reader.next_frame().map_err(unreadable)? {
         sent += data.len() as u64;
-        if chunks.blocking_send(SnapshotChunk { data, ..SnapshotChunk::default() }).is_err() {
+        if chunks
+            .blocking_send(SnapshotChunk {
+                data,
+                ..SnapshotChunk::default()
+            })
+            .is_err()
+        {
             return Ok(());
         }
         let due = Duration::from_micros(sent * 1_000_000 / RATE_BYTES);
@@ -216,8 +242,17 @@ impl SnapshotReceiver {
         inbox: Inbox,
     ) -> Self {
         let partial = Mutex::new(None);
-        let shared = ReceiverShared { store_dir, store_options, machine_options, stage, inbox, partial };
-        SnapshotReceiver { shared: Arc::new(shared) }
+        let shared = ReceiverShared {
+            store_dir,
+            store_options,
+            machine_options,
+            stage,
+            inbox,
+            partial,
+        };
+        SnapshotReceiver {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Takes one stream in. A stream that only offers is answered with the chunk to begin at.
@@ -226,9 +261,14 @@ impl SnapshotReceiver {
         first: SnapshotChunk,
         mut chunks: Streaming<SnapshotChunk>,
     ) -> Result<SnapshotDone, Status> {
-        let offer = first.offer.ok_or_else(|| Status::invalid_argument("a snapshot starts with an offer"))?;
+        let offer = first
+            .offer
+            .ok_or_else(|| Status::invalid_argument("a snapshot starts with an offer"))?;
         let Some(next) = chunks.message().await? else {
-            return Ok(SnapshotDone { complete: false, next_chunk: self.shared.next_chunk(&offer.id) });
+            return Ok(SnapshotDone {
+                complete: false,
+                next_chunk: self.shared.next_chunk(&offer.id),
+            });
         };
         let (frames, receiver) = mpsc::channel(FRAMES_AHEAD);
         let shared = self.shared.clone();
@@ -242,14 +282,18 @@ impl SnapshotReceiver {
             chunk = chunks.message().await?;
         }
         drop(frames);
-        load.await.map_err(|_| Status::internal("loading the snapshot panicked"))?
+        load.await
+            .map_err(|_| Status::internal("loading the snapshot panicked"))?
     }
 }
 
 impl ReceiverShared {
     fn next_chunk(&self, id: &Bytes) -> u64 {
         let partial = self.partial.lock().expect("no panic while held");
-        partial.as_ref().filter(|partial| partial.id == *id).map_or(0, |partial| partial.sink.next_chunk())
+        partial
+            .as_ref()
+            .filter(|partial| partial.id == *id)
+            .map_or(0, |partial| partial.sink.next_chunk())
     }
 
     /// Loads frames until the sender's message comes; keeps what came if the stream ends before.
@@ -257,7 +301,10 @@ impl ReceiverShared {
         let kept = self.partial.lock().expect("no panic while held").take();
         let mut partial = match kept.filter(|partial| partial.id == id) {
             Some(partial) => partial,
-            None => Partial { id, sink: self.sink()? },
+            None => Partial {
+                id,
+                sink: self.sink()?,
+            },
         };
         while let Some(chunk) = frames.blocking_recv() {
             if !chunk.message.is_empty() {
@@ -269,12 +316,17 @@ impl ReceiverShared {
         }
         let next_chunk = partial.sink.next_chunk();
         *self.partial.lock().expect("no panic while held") = Some(partial);
-        Ok(SnapshotDone { complete: false, next_chunk })
+        Ok(SnapshotDone {
+            complete: false,
+            next_chunk,
+        })
     }
 
     fn sink(&self) -> Result<SnapshotSink<LsmStore>, Status> {
-        let failed = |error: &dyn std::fmt::Display| Status::internal(format!("cannot receive a snapshot: {error}"));
-        let installer = Installer::begin(&self.store_dir, self.store_options.clone()).map_err(|error| failed(&error))?;
+        let failed =
+            |error: &dyn std::fmt::Display| Status::internal(format!("cannot receive a snapshot: {error}"));
+        let installer =
+            Installer::begin(&self.store_dir, self.store_options.clone()).map_err(|error| failed(&error))?;
         SnapshotSink::new(installer.into_store()).map_err(|error| failed(&error))
     }
 
@@ -285,6 +337,9 @@ impl ReceiverShared {
         let machine = machine.map_err(|error| Status::data_loss(error.to_string()))?;
         *self.stage.lock().expect("no panic while held") = Some(machine);
         (self.inbox)(Input::SnapshotReceived(message));
-        Ok(SnapshotDone { complete: true, next_chunk: 0 })
+        Ok(SnapshotDone {
+            complete: true,
+            next_chunk: 0,
+        })
     }
 }

@@ -73,10 +73,11 @@ impl KvorumService {
             leader_id: status.leader,
             majority_contact: status.connected,
             first_index: status.first,
-            last_index: status.last.index,
+            // The status is published from time to time, the store's facts are of this moment.
+            last_index: status.last.index.max(facts.applied),
             last_term: status.last.term,
             persisted_index: status.persisted,
-            commit_index: status.commit,
+            commit_index: status.commit.max(facts.applied),
             applied_index: facts.applied,
             flushed_index: status.flushed,
             revision: facts.revision,
