@@ -79,7 +79,10 @@ impl Directory {
             std::io::ErrorKind::PermissionDenied => {
                 trouble("it may not be made by this user; choose another --data-dir, or change the owner of its parent".into())
             }
-            _ => trouble(format!("it cannot be made: {error}")),
+            std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::NotADirectory => {
+                trouble("a file is in its place; choose another --data-dir".into())
+            }
+            _ => trouble(format!("it cannot be made: {error}; choose another --data-dir")),
         })?;
         restrict(&path).map_err(|error| {
             trouble(format!(
