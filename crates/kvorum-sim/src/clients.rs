@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use kvorum_check::{Guard, History, KeyRange as CheckedRange, Kv, Op, OpId, Outcome, Pair, Reply as Told};
 use kvorum_model::{
-    Command, Compare, CompareResult, CompareTarget, DeleteRangeRequest, Error, KeyRange, KeyValue, PutRequest,
-    RangeRequest, RangeResponse, Reply, RequestOp, Revision, SessionRef, TxnRequest,
+    Command, Compare, CompareResult, CompareTarget, DeleteRangeRequest, Error, KeyRange, KeyValue,
+    PutRequest, RangeRequest, RangeResponse, Reply, RequestOp, Revision, SessionRef, TxnRequest,
 };
 use kvorum_raft::{MemberId, Micros};
 
@@ -22,7 +22,11 @@ use crate::marks::Mark;
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
     /// A command for the log.
-    Write { command: Command, session: Option<SessionRef>, patience: Micros },
+    Write {
+        command: Command,
+        session: Option<SessionRef>,
+        patience: Micros,
+    },
     /// A linearizable read.
     Read { request: RangeRequest, patience: Micros },
 }
@@ -31,9 +35,15 @@ pub(crate) enum Request {
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     /// The command was applied, with this outcome.
-    Applied { revision: Revision, result: Result<Reply, Error> },
+    Applied {
+        revision: Revision,
+        result: Result<Reply, Error>,
+    },
     /// The read's answer.
-    Read { revision: Revision, response: RangeResponse },
+    Read {
+        revision: Revision,
+        response: RangeResponse,
+    },
     /// It failed, and took and will take no effect.
     NotApplied,
     /// Nobody knows.
@@ -115,7 +125,12 @@ impl Client {
 
     /// A client that asks one member, and only what [`Client::perform`] says.
     pub(crate) fn of(id: usize, member: MemberId) -> Client {
-        Client { only: Some(member), uses_sessions: false, stopping: true, ..Client::new(id) }
+        Client {
+            only: Some(member),
+            uses_sessions: false,
+            stopping: true,
+            ..Client::new(id)
+        }
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -156,7 +171,13 @@ impl Client {
             _ => None,
         };
         let give_up_at = env.now + 20 * env.profile.election_timeout;
-        self.work = Some(Work { goal, session_seq, maybe: false, tries: 0, give_up_at });
+        self.work = Some(Work {
+            goal,
+            session_seq,
+            maybe: false,
+            tries: 0,
+            give_up_at,
+        });
         self.send(env, members);
     }
 
@@ -166,17 +187,36 @@ impl Client {
         work.tries += 1;
         self.attempt += 1;
         let patience = env.profile.election_timeout * env.random.between(1, 6);
-        let session = self.session.zip(work.session_seq).map(|((id, _), seq)| SessionRef { id, seq });
+        let session = self
+            .session
+            .zip(work.session_seq)
+            .map(|((id, _), seq)| SessionRef { id, seq });
         let session = session.filter(|_| work.tries == 1 || !env.has_bug(Bug::RetryWithoutSession));
         let request = match &work.goal {
-            Goal::Register => Request::Write { command: Command::Register, session: None, patience },
-            Goal::Compact(to) => Request::Write { command: Command::Compact(*to), session: None, patience },
+            Goal::Register => Request::Write {
+                command: Command::Register,
+                session: None,
+                patience,
+            },
+            Goal::Compact(to) => Request::Write {
+                command: Command::Compact(*to),
+                session: None,
+                patience,
+            },
             Goal::Operation(op, _) => request_of(op, session, patience),
         };
         let (client, attempt, way) = (self.id, self.attempt, env.random.between(30, 300));
         let drawn = (!members.is_empty()).then(|| *env.random.pick(members));
         if let Some(host) = self.only.or(drawn) {
-            env.schedule(way, Event::Request { host, client, attempt, request });
+            env.schedule(
+                way,
+                Event::Request {
+                    host,
+                    client,
+                    attempt,
+                    request,
+                },
+            );
         }
         // The member's own deadline comes first, most of the time.
         let patience = patience + env.random.below(50_000);
@@ -192,9 +232,14 @@ impl Client {
         attempt: u64,
         answer: Answer,
     ) {
-        let Some(work) = self.work.as_mut().filter(|_| attempt == self.attempt) else { return };
+        let Some(work) = self.work.as_mut().filter(|_| attempt == self.attempt) else {
+            return;
+        };
         match answer {
-            Answer::Applied { result: Err(Error::SessionExpired), .. } => {
+            Answer::Applied {
+                result: Err(Error::SessionExpired),
+                ..
+            } => {
                 // What became of the request is not known; the next one gets another session.
                 self.session = None;
                 work.maybe = true;
@@ -202,7 +247,11 @@ impl Client {
             }
             Answer::Applied { revision, result } => {
                 let told = Some((revision, result));
-                self.finish(env, history, told.map(|(revision, result)| Ended::Applied(revision, result)));
+                self.finish(
+                    env,
+                    history,
+                    told.map(|(revision, result)| Ended::Applied(revision, result)),
+                );
             }
             Answer::Read { revision, response } => {
                 self.finish(env, history, Some(Ended::Read(revision, response)));
@@ -217,8 +266,16 @@ impl Client {
     }
 
     /// It waited long enough.
-    pub(crate) fn timeout(&mut self, env: &mut Env, history: &mut History, members: &[MemberId], attempt: u64) {
-        let Some(work) = self.work.as_mut().filter(|_| attempt == self.attempt) else { return };
+    pub(crate) fn timeout(
+        &mut self,
+        env: &mut Env,
+        history: &mut History,
+        members: &[MemberId],
+        attempt: u64,
+    ) {
+        let Some(work) = self.work.as_mut().filter(|_| attempt == self.attempt) else {
+            return;
+        };
         work.maybe = true;
         self.failed(env, history, members);
     }
@@ -241,7 +298,9 @@ impl Client {
         let pause = 20 + env.random.about(env.profile.think);
         env.schedule(pause, Event::Turn { client: self.id });
         match (work.goal, ended) {
-            (Goal::Register, Some(Ended::Applied(_, Ok(Reply::Registered(id))))) => self.session = Some((id, 1)),
+            (Goal::Register, Some(Ended::Applied(_, Ok(Reply::Registered(id))))) => {
+                self.session = Some((id, 1))
+            }
             (Goal::Register | Goal::Compact(_), _) => {}
             (Goal::Operation(op, id), Some(ended)) => {
                 let outcome = match self.told(&op, ended) {
@@ -255,7 +314,15 @@ impl Client {
             }
             (Goal::Operation(op, id), None) => {
                 let unknown = op.is_write() && work.maybe;
-                history.complete(id, env.events, if unknown { Outcome::Unknown } else { Outcome::NotApplied });
+                history.complete(
+                    id,
+                    env.events,
+                    if unknown {
+                        Outcome::Unknown
+                    } else {
+                        Outcome::NotApplied
+                    },
+                );
             }
         }
     }
@@ -268,26 +335,44 @@ impl Client {
         match (op, ended) {
             (Op::Put { key, value }, Ended::Applied(revision, Ok(Reply::Put(_)))) => {
                 self.seen.insert(key.clone(), Some(value.clone()));
-                Ok(Told::Put { revision: revision as u64 })
+                Ok(Told::Put {
+                    revision: revision as u64,
+                })
             }
             (Op::Delete { key }, Ended::Applied(revision, Ok(Reply::DeleteRange(reply)))) => {
                 self.seen.insert(key.clone(), None);
-                Ok(Told::Delete { revision: revision as u64, deleted: reply.deleted == 1 })
+                Ok(Told::Delete {
+                    revision: revision as u64,
+                    deleted: reply.deleted == 1,
+                })
             }
             (Op::Txn { puts, .. }, Ended::Applied(revision, Ok(Reply::Txn(reply)))) => {
                 if reply.succeeded {
-                    self.seen.extend(puts.iter().map(|pair| (pair.key.clone(), Some(pair.value.clone()))));
+                    self.seen.extend(
+                        puts.iter()
+                            .map(|pair| (pair.key.clone(), Some(pair.value.clone()))),
+                    );
                 }
-                Ok(Told::Txn { revision: revision as u64, succeeded: reply.succeeded })
+                Ok(Told::Txn {
+                    revision: revision as u64,
+                    succeeded: reply.succeeded,
+                })
             }
             (Op::Get { key }, Ended::Read(revision, response)) => {
                 let kv = response.kvs.first().map(checked_kv);
-                self.seen.insert(key.clone(), kv.as_ref().map(|kv| kv.value.clone()));
-                Ok(Told::Get { revision: revision as u64, kv })
+                self.seen
+                    .insert(key.clone(), kv.as_ref().map(|kv| kv.value.clone()));
+                Ok(Told::Get {
+                    revision: revision as u64,
+                    kv,
+                })
             }
             (Op::Range(_), Ended::Read(revision, response)) => {
                 let kvs = response.kvs.iter().map(checked_kv).collect();
-                Ok(Told::Range { revision: revision as u64, kvs })
+                Ok(Told::Range {
+                    revision: revision as u64,
+                    kvs,
+                })
             }
             (_, ended) => Err(format!("{ended:?}")),
         }
@@ -304,7 +389,11 @@ impl Client {
     fn draw(&mut self, env: &mut Env) -> Op {
         let keys = env.profile.keys;
         // Half of the operations meet on the first two keys.
-        let number = if env.random.one_in(2) { env.random.below(2) } else { env.random.below(keys) };
+        let number = if env.random.one_in(2) {
+            env.random.below(2)
+        } else {
+            env.random.below(keys)
+        };
         let name = key(number);
         let guess = |seen: &BTreeMap<Bytes, Option<Bytes>>, key: &Bytes| seen.get(key).cloned().flatten();
         match env.random.below(20) {
@@ -319,14 +408,29 @@ impl Client {
             17 => Op::Range(CheckedRange::between(name, key(keys))),
             18 => {
                 let other = key((number + 1) % keys);
-                let puts = [name, other].map(|key| Pair { key, value: self.value(env) });
-                Op::Txn { guards: Vec::new(), puts: puts.into() }
+                let puts = [name, other].map(|key| Pair {
+                    key,
+                    value: self.value(env),
+                });
+                Op::Txn {
+                    guards: Vec::new(),
+                    puts: puts.into(),
+                }
             }
             _ => {
                 let other = key((number + 1) % keys);
-                let guards = [&name, &other].map(|key| Guard { key: key.clone(), value: guess(&self.seen, key) });
-                let puts = [name, other].map(|key| Pair { key, value: self.value(env) });
-                Op::Txn { guards: guards.into(), puts: puts.into() }
+                let guards = [&name, &other].map(|key| Guard {
+                    key: key.clone(),
+                    value: guess(&self.seen, key),
+                });
+                let puts = [name, other].map(|key| Pair {
+                    key,
+                    value: self.value(env),
+                });
+                Op::Txn {
+                    guards: guards.into(),
+                    puts: puts.into(),
+                }
             }
         }
     }
@@ -340,22 +444,48 @@ enum Ended {
 }
 
 fn request_of(op: &Op, session: Option<SessionRef>, patience: Micros) -> Request {
-    let put = |key: &Bytes, value: &Bytes| PutRequest { key: key.clone(), value: value.clone(), ..Default::default() };
-    let write = |command| Request::Write { command, session, patience };
-    let read = |range| Request::Read { request: RangeRequest { range, ..Default::default() }, patience };
+    let put = |key: &Bytes, value: &Bytes| PutRequest {
+        key: key.clone(),
+        value: value.clone(),
+        ..Default::default()
+    };
+    let write = |command| Request::Write {
+        command,
+        session,
+        patience,
+    };
+    let read = |range| Request::Read {
+        request: RangeRequest {
+            range,
+            ..Default::default()
+        },
+        patience,
+    };
     match op {
         Op::Put { key, value } => write(Command::Put(put(key, value))),
         Op::Delete { key } => {
             let range = KeyRange::point(key.clone());
-            write(Command::DeleteRange(DeleteRangeRequest { range, prev_kv: false }))
+            write(Command::DeleteRange(DeleteRangeRequest {
+                range,
+                prev_kv: false,
+            }))
         }
         Op::Txn { guards, puts } => write(Command::Txn(TxnRequest {
             compare: guards.iter().map(compare_of).collect(),
-            success: puts.iter().map(|pair| RequestOp::Put(put(&pair.key, &pair.value))).collect(),
+            success: puts
+                .iter()
+                .map(|pair| RequestOp::Put(put(&pair.key, &pair.value)))
+                .collect(),
             failure: Vec::new(),
         })),
         Op::Get { key } => read(KeyRange::point(key.clone())),
-        Op::Range(CheckedRange { start, end: Some(end) }) => read(KeyRange { key: start.clone(), end: end.clone() }),
+        Op::Range(CheckedRange {
+            start,
+            end: Some(end),
+        }) => read(KeyRange {
+            key: start.clone(),
+            end: end.clone(),
+        }),
         Op::Range(_) => read(KeyRange::prefix(b"")),
     }
 }
@@ -365,5 +495,9 @@ fn compare_of(guard: &Guard) -> Compare {
         Some(value) => CompareTarget::Value(value.clone()),
         None => CompareTarget::Create(0),
     };
-    Compare { range: KeyRange::point(guard.key.clone()), result: CompareResult::Equal, target }
+    Compare {
+        range: KeyRange::point(guard.key.clone()),
+        result: CompareResult::Equal,
+        target,
+    }
 }

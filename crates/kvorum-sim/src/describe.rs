@@ -10,7 +10,9 @@ pub(crate) struct Brief<'a, T>(pub &'a T);
 
 fn span(f: &mut Formatter<'_>, entries: &[Entry]) -> fmt::Result {
     match (entries.first(), entries.last()) {
-        (Some(first), Some(last)) => write!(f, "{}@{}..={}@{}", first.index, first.term, last.index, last.term),
+        (Some(first), Some(last)) => {
+            write!(f, "{}@{}..={}@{}", first.index, first.term, last.index, last.term)
+        }
         _ => write!(f, "-"),
     }
 }
@@ -19,7 +21,13 @@ impl Display for Brief<'_, Message> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "t{} ", self.0.term)?;
         match &self.0.body {
-            MessageBody::Append { epoch, round, prev, commit, entries } => {
+            MessageBody::Append {
+                epoch,
+                round,
+                prev,
+                commit,
+                entries,
+            } => {
                 write!(f, "append e{epoch} r{round} after {}@{} ", prev.index, prev.term)?;
                 span(f, entries)?;
                 write!(f, " commit {commit}")
@@ -38,7 +46,9 @@ impl Display for Brief<'_, PeerMessage> {
         match &self.0.body {
             PeerBody::Raft(message) => Brief(message).fmt(f),
             PeerBody::Forward { id, commands } => write!(f, "forward #{id} of {}", commands.len()),
-            PeerBody::ForwardAccepted { id, term, first } => write!(f, "forward #{id} is in the log at {first}@{term}"),
+            PeerBody::ForwardAccepted { id, term, first } => {
+                write!(f, "forward #{id} is in the log at {first}@{term}")
+            }
             PeerBody::ForwardRefused { id, why } => write!(f, "forward #{id} refused: {why:?}"),
             PeerBody::Digest { index, digest } => write!(f, "digest {digest:032x} at {index}"),
         }
@@ -47,7 +57,14 @@ impl Display for Brief<'_, PeerMessage> {
 
 impl Display for Brief<'_, Persist> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Persist { seq, hard_state, snapshot, truncate_from, entries, commit_mark } = self.0;
+        let Persist {
+            seq,
+            hard_state,
+            snapshot,
+            truncate_from,
+            entries,
+            commit_mark,
+        } = self.0;
         write!(f, "persist #{seq} ")?;
         span(f, entries)?;
         if let Some(hard_state) = hard_state {
@@ -73,16 +90,26 @@ impl Display for Brief<'_, Input> {
             }
             Input::Applied(report) => {
                 let (applied, flushed) = (report.applied, report.flushed);
-                write!(f, "applied {}@{} flushed {flushed} revision {}", applied.index, applied.term, report.revision)
+                write!(
+                    f,
+                    "applied {}@{} flushed {flushed} revision {}",
+                    applied.index, applied.term, report.revision
+                )
             }
             Input::Installed { meta, .. } => write!(f, "installed {}@{}", meta.last.index, meta.last.term),
             Input::SnapshotReceived(message) => write!(f, "received {}", Brief(message)),
             Input::SnapshotBuilt { peer, meta } => {
-                write!(f, "snapshot for {peer} built at {}@{}", meta.last.index, meta.last.term)
+                write!(
+                    f,
+                    "snapshot for {peer} built at {}@{}",
+                    meta.last.index, meta.last.term
+                )
             }
             Input::Propose(proposals) => {
                 write!(f, "propose")?;
-                proposals.iter().try_for_each(|proposal| write!(f, " {}", proposal.seq))
+                proposals
+                    .iter()
+                    .try_for_each(|proposal| write!(f, " {}", proposal.seq))
             }
             Input::Read(reads) => {
                 write!(f, "read")?;

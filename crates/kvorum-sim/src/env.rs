@@ -24,37 +24,93 @@ use crate::watchers::Connection;
 #[derive(Debug)]
 pub(crate) enum Event {
     /// Inside a process; forgotten if that process has ended meanwhile.
-    Process { host: MemberId, life: u64, what: ProcessEvent },
+    Process {
+        host: MemberId,
+        life: u64,
+        what: ProcessEvent,
+    },
     /// A frame reaches a member. `life`: only that process can take it, as its connection died with it.
-    Arrival { from: MemberId, to: MemberId, life: Option<u64>, frame: Frame },
+    Arrival {
+        from: MemberId,
+        to: MemberId,
+        life: Option<u64>,
+        frame: Frame,
+    },
     /// A client's request reaches a member.
-    Request { host: MemberId, client: usize, attempt: u64, request: Request },
+    Request {
+        host: MemberId,
+        client: usize,
+        attempt: u64,
+        request: Request,
+    },
     /// An answer reaches a client.
-    Answer { client: usize, attempt: u64, answer: Answer },
+    Answer {
+        client: usize,
+        attempt: u64,
+        answer: Answer,
+    },
     /// A client stops waiting for this attempt.
-    Timeout { client: usize, attempt: u64 },
+    Timeout {
+        client: usize,
+        attempt: u64,
+    },
     /// A client begins its next operation.
-    Turn { client: usize },
+    Turn {
+        client: usize,
+    },
     /// A watcher looks whether it has to connect anew.
-    WatcherTurn { watcher: usize },
+    WatcherTurn {
+        watcher: usize,
+    },
     /// It connects, it goes; something is sent to it; its connection broke.
-    Watch { host: MemberId, connection: Connection, request: WatchRequest, progress: bool },
-    Unwatch { host: MemberId, connection: Connection },
-    Watched { connection: Connection, output: WatchOutput },
-    WatchBroken { connection: Connection },
+    Watch {
+        host: MemberId,
+        connection: Connection,
+        request: WatchRequest,
+        progress: bool,
+    },
+    Unwatch {
+        host: MemberId,
+        connection: Connection,
+    },
+    Watched {
+        connection: Connection,
+        output: WatchOutput,
+    },
+    WatchBroken {
+        connection: Connection,
+    },
     /// An administrator's request reaches a member, and its answer comes back.
-    Admin { host: MemberId, id: u64, request: AdminRequest },
-    AdminAnswer { id: u64, result: Result<AdminReply, AdminError> },
+    Admin {
+        host: MemberId,
+        id: u64,
+        request: AdminRequest,
+    },
+    AdminAnswer {
+        id: u64,
+        result: Result<AdminReply, AdminError>,
+    },
     /// Somebody starts a process.
-    Boot { host: MemberId },
+    Boot {
+        host: MemberId,
+    },
     /// Somebody ends it.
-    Crash { host: MemberId, power: bool },
+    Crash {
+        host: MemberId,
+        power: bool,
+    },
     /// Links work again.
-    Unblock { links: Vec<(MemberId, MemberId)> },
+    Unblock {
+        links: Vec<(MemberId, MemberId)>,
+    },
     /// A paused process runs again.
-    Resume { host: MemberId },
+    Resume {
+        host: MemberId,
+    },
     /// A disk has its usual speed, its usual space again.
-    DiskRecovers { host: MemberId },
+    DiskRecovers {
+        host: MemberId,
+    },
     /// The weather is as usual again.
     WeatherClears,
     /// The next fault is due; the administrator looks after the membership.
@@ -76,13 +132,21 @@ pub(crate) enum ProcessEvent {
     /// The applier has done what it took.
     ApplyDone,
     /// The log's reader has read.
-    FetchDone { id: u64, from: Index, to: Index, bytes_max: usize },
+    FetchDone {
+        id: u64,
+        from: Index,
+        to: Index,
+        bytes_max: usize,
+    },
     /// Reads are served from a view taken now.
     ServeReads(Vec<u64>),
     /// The network says something of its own.
     Notice(Input),
     /// A snapshot's transfer to this peer has gone on for too long without an answer.
-    TransferTimeout { stream: u64, sent: u64 },
+    TransferTimeout {
+        stream: u64,
+        sent: u64,
+    },
     /// The watch hub's turn.
     Watch,
 }
@@ -156,7 +220,11 @@ impl Env {
     /// Lets something happen after `delay`.
     pub(crate) fn schedule(&mut self, delay: Micros, event: Event) {
         self.scheduled += 1;
-        self.queue.push(Scheduled { at: self.now + delay, order: self.scheduled, event });
+        self.queue.push(Scheduled {
+            at: self.now + delay,
+            order: self.scheduled,
+            event,
+        });
     }
 
     /// Moves on to the next event.
@@ -212,15 +280,39 @@ impl Env {
         if self.random.per_mille(spikes) {
             delay += self.random.about(self.profile.election_timeout / 2);
         }
-        let at = if self.profile.fifo { self.net.in_order(from, to, self.now + delay) } else { self.now + delay };
+        let at = if self.profile.fifo {
+            self.net.in_order(from, to, self.now + delay)
+        } else {
+            self.now + delay
+        };
         let copies = frame.may_be_repeated() && !self.calm && self.random.per_mille(self.profile.duplication);
         if copies {
             self.reach(Mark::MessageDuplicated);
             let again = delay + self.random.about(self.profile.link * 20);
-            self.schedule(again, Event::Arrival { from, to, life: None, frame: frame.clone() });
+            self.schedule(
+                again,
+                Event::Arrival {
+                    from,
+                    to,
+                    life: None,
+                    frame: frame.clone(),
+                },
+            );
         }
-        let life = if frame.may_be_repeated() { None } else { Some(self.net.life(to)) };
-        self.schedule(at - self.now, Event::Arrival { from, to, life, frame });
+        let life = if frame.may_be_repeated() {
+            None
+        } else {
+            Some(self.net.life(to))
+        };
+        self.schedule(
+            at - self.now,
+            Event::Arrival {
+                from,
+                to,
+                life,
+                frame,
+            },
+        );
     }
 
     /// A frame is lost; its sender's connection may break with it.
@@ -228,14 +320,28 @@ impl Env {
         if self.random.one_in(4) && self.net.may_notice(from, to, self.now) {
             let (life, delay) = (self.net.life(from), self.random.between(1_000, 50_000));
             let what = ProcessEvent::Notice(Input::Unreachable(to));
-            self.schedule(delay, Event::Process { host: from, life, what });
+            self.schedule(
+                delay,
+                Event::Process {
+                    host: from,
+                    life,
+                    what,
+                },
+            );
         }
     }
 
     /// Answers a client after the way back.
     pub(crate) fn answer(&mut self, client: usize, attempt: u64, answer: Answer) {
         let delay = self.random.between(30, 300);
-        self.schedule(delay, Event::Answer { client, attempt, answer });
+        self.schedule(
+            delay,
+            Event::Answer {
+                client,
+                attempt,
+                answer,
+            },
+        );
     }
 
     /// A hash of bytes, for the record of what is committed.

@@ -54,7 +54,12 @@ pub(crate) struct Host {
 }
 
 fn wal_options() -> kvorum_wal::Options {
-    kvorum_wal::Options { batch_bytes_max: 16 << 10, recover_bytes_max: 16 << 10, segment_bytes: 64 << 10, ..kvorum_wal::Options::small() }
+    kvorum_wal::Options {
+        batch_bytes_max: 16 << 10,
+        recover_bytes_max: 16 << 10,
+        segment_bytes: 64 << 10,
+        ..kvorum_wal::Options::small()
+    }
 }
 
 impl Host {
@@ -85,11 +90,27 @@ impl Host {
     /// Makes the directory as a fresh member's.
     fn format(&mut self, env: &mut Env) {
         let disk = SimDisk::new(env.random.next());
-        let initial =
-            if self.founders.is_empty() { Write::default() } else { founding_write(&self.founders) };
-        let made = Wal::create(disk.clone(), Path::new(LOG_DIR), wal_options(), &self.identity(), &initial);
-        env.must(made.map(drop).map_err(|error| format!("member {}: no log could be made: {error}", self.id)));
-        self.state = State::Down(Box::new(Remains { disk, store: SimStore::new(), install: None }));
+        let initial = if self.founders.is_empty() {
+            Write::default()
+        } else {
+            founding_write(&self.founders)
+        };
+        let made = Wal::create(
+            disk.clone(),
+            Path::new(LOG_DIR),
+            wal_options(),
+            &self.identity(),
+            &initial,
+        );
+        env.must(
+            made.map(drop)
+                .map_err(|error| format!("member {}: no log could be made: {error}", self.id)),
+        );
+        self.state = State::Down(Box::new(Remains {
+            disk,
+            store: SimStore::new(),
+            install: None,
+        }));
     }
 
     fn identity(&self) -> [u8; 8] {
@@ -165,7 +186,11 @@ impl Host {
         store: SimStore,
         install: Option<(Index, Term)>,
     ) -> Result<Process, RecoveryError> {
-        let boot = env.random.next();
+        let boot = if env.has_bug(Bug::BootNotFresh) {
+            self.id
+        } else {
+            env.random.next()
+        };
         let (wal, recovered) = Wal::open(disk.clone(), Path::new(LOG_DIR), wal_options(), &self.identity())?;
         let opened = StateMachine::open(store, machine_options());
         let machine = opened.map_err(|error| RecoveryError::Start(error.to_string()))?;
@@ -197,8 +222,20 @@ impl Host {
             env.reach(Mark::JointRestarted);
         }
         let last = replica.log.wal().stats().last_index;
-        let on_disk = OnDisk { last, term: hard_state.term, vote: hard_state.vote };
-        Ok(Process::new(self.id, (self.lives, boot), self.clock, replica, disk, install, on_disk))
+        let on_disk = OnDisk {
+            last,
+            term: hard_state.term,
+            vote: hard_state.vote,
+        };
+        Ok(Process::new(
+            self.id,
+            (self.lives, boot),
+            self.clock,
+            replica,
+            disk,
+            install,
+            on_disk,
+        ))
     }
 
     fn options(&self, env: &mut Env, boot: u64) -> kvorum_node::Options {
@@ -245,8 +282,14 @@ impl Host {
     /// Ends the process, if one runs. With `power` the machine goes off, and what was not synced is lost, torn or
     /// kept as the disk pleases.
     pub(crate) fn crash(&mut self, env: &mut Env, power: bool) {
-        let State::Running(mut process) = std::mem::replace(&mut self.state, State::Destroyed) else { return };
-        env.note(format_args!("{} {}", self.id, if power { "loses power" } else { "is killed" }));
+        let State::Running(mut process) = std::mem::replace(&mut self.state, State::Destroyed) else {
+            return;
+        };
+        env.note(format_args!(
+            "{} {}",
+            self.id,
+            if power { "loses power" } else { "is killed" }
+        ));
         if process.log_busy {
             process.cut_log_write(env);
         }
@@ -265,7 +308,11 @@ impl Host {
             disk = before;
         }
         drop(process);
-        let disk = if power { disk.crash(env.random.next()) } else { disk.restart() };
+        let disk = if power {
+            disk.crash(env.random.next())
+        } else {
+            disk.restart()
+        };
         self.state = State::Down(Box::new(Remains { disk, store, install }));
         self.paused = false;
         self.waiting.clear();
@@ -287,9 +334,15 @@ impl Host {
     /// Something inside the process is due.
     pub(crate) fn process_event(&mut self, env: &mut Env, life: u64, what: ProcessEvent) {
         if self.paused {
-            return self.waiting.push(Event::Process { host: self.id, life, what });
+            return self.waiting.push(Event::Process {
+                host: self.id,
+                life,
+                what,
+            });
         }
-        let Some(process) = self.process_mut().filter(|process| process.life == life) else { return };
+        let Some(process) = self.process_mut().filter(|process| process.life == life) else {
+            return;
+        };
         let end = match what {
             ProcessEvent::Run => process.run(env),
             ProcessEvent::LogDone => {
@@ -304,7 +357,12 @@ impl Host {
                 process.apply_done(env);
                 None
             }
-            ProcessEvent::FetchDone { id, from, to, bytes_max } => {
+            ProcessEvent::FetchDone {
+                id,
+                from,
+                to,
+                bytes_max,
+            } => {
                 process.fetch_done(env, id, from, to, bytes_max);
                 None
             }
@@ -348,11 +406,18 @@ impl Host {
             return env.lost(from, self.id);
         }
         if self.paused {
-            return self.waiting.push(Event::Arrival { from, to: self.id, life, frame });
+            return self.waiting.push(Event::Arrival {
+                from,
+                to: self.id,
+                life,
+                frame,
+            });
         }
         let id = self.id;
         match self.process_mut() {
-            Some(process) if life.is_none_or(|life| life == process.life) => process.arrival(env, from, frame),
+            Some(process) if life.is_none_or(|life| life == process.life) => {
+                process.arrival(env, from, frame)
+            }
             _ => env.lost(from, id),
         }
     }
@@ -363,11 +428,23 @@ impl Host {
             self.waiting.push(event);
             return true;
         }
-        let Some(process) = self.process_mut() else { return false };
+        let Some(process) = self.process_mut() else {
+            return false;
+        };
         match event {
-            Event::Request { client, attempt, request, .. } => process.request(env, client, attempt, request),
+            Event::Request {
+                client,
+                attempt,
+                request,
+                ..
+            } => process.request(env, client, attempt, request),
             Event::Admin { id, request, .. } => process.administer(env, id, request),
-            Event::Watch { connection, request, progress, .. } => process.watch(env, connection, request, progress),
+            Event::Watch {
+                connection,
+                request,
+                progress,
+                ..
+            } => process.watch(env, connection, request, progress),
             Event::Unwatch { connection, .. } => process.unwatch(connection),
             other => unreachable!("{other:?} is not for a process"),
         }
@@ -391,7 +468,10 @@ impl Host {
             for event in std::mem::take(&mut self.waiting) {
                 match event {
                     // The replica's own thread has its turn after the others.
-                    Event::Process { what: ProcessEvent::Run, .. } => {
+                    Event::Process {
+                        what: ProcessEvent::Run,
+                        ..
+                    } => {
                         if let Some(process) = self.process_mut() {
                             process.overslept(env);
                         }
@@ -411,9 +491,18 @@ impl Host {
         }
     }
 
+    /// A disk that is about to fail is exchanged by a healthy one; that ends the process.
+    pub(crate) fn mend_disk(&mut self, env: &mut Env) {
+        if self.process().is_some_and(|process| process.excused) {
+            self.crash(env, false);
+        }
+    }
+
     /// One of the next operations of its disk fails.
     pub(crate) fn break_disk(&mut self, env: &mut Env) {
-        let fault = *env.random.pick(&[kvorum_wal::disk::Fault::Eio, kvorum_wal::disk::Fault::LoseSync]);
+        let fault = *env
+            .random
+            .pick(&[kvorum_wal::disk::Fault::Eio, kvorum_wal::disk::Fault::LoseSync]);
         let ahead = env.random.between(1, 20);
         if let Some(process) = self.process_mut() {
             process.disk.fail_at(process.disk.ios() + ahead, fault);

@@ -105,6 +105,10 @@ impl Marks {
 
     /// Those that were never reached.
     pub fn missing(&self) -> Vec<Mark> {
-        Mark::ALL.iter().copied().filter(|&mark| self.count(mark) == 0).collect()
+        Mark::ALL
+            .iter()
+            .copied()
+            .filter(|&mark| self.count(mark) == 0)
+            .collect()
     }
 }

@@ -51,13 +51,24 @@ pub(crate) fn configuration(hosts: &Hosts) -> Option<Configuration> {
 }
 
 fn running(hosts: &Hosts) -> Vec<MemberId> {
-    hosts.values().filter(|host| host.process().is_some()).map(|host| host.id).collect()
+    hosts
+        .values()
+        .filter(|host| host.process().is_some())
+        .map(|host| host.id)
+        .collect()
 }
 
 fn links_between(left: &[MemberId], right: &[MemberId], both_ways: bool) -> Vec<(MemberId, MemberId)> {
-    let there = left.iter().flat_map(|&from| right.iter().map(move |&to| (from, to)));
-    let back = right.iter().flat_map(|&from| left.iter().map(move |&to| (from, to)));
-    there.chain(back.filter(|_| both_ways)).filter(|(from, to)| from != to).collect()
+    let there = left
+        .iter()
+        .flat_map(|&from| right.iter().map(move |&to| (from, to)));
+    let back = right
+        .iter()
+        .flat_map(|&from| left.iter().map(move |&to| (from, to)));
+    there
+        .chain(back.filter(|_| both_ways))
+        .filter(|(from, to)| from != to)
+        .collect()
 }
 
 impl Nemesis {
@@ -101,7 +112,9 @@ impl Nemesis {
                 let length = env.random.about(3_000_000);
                 env.schedule(length, Event::WeatherClears);
             }
-            Fault::SlowDisk | Fault::FullDisk => disk_weather(env, fault, hosts.get_mut(&victim).expect("it runs")),
+            Fault::SlowDisk | Fault::FullDisk => {
+                disk_weather(env, fault, hosts.get_mut(&victim).expect("it runs"))
+            }
             Fault::BrokenDisk => hosts.get_mut(&victim).expect("it runs").break_disk(env),
             Fault::Membership => self.change_membership(env, hosts),
             Fault::LostDisk => self.lose_disk(env, hosts, victim),
@@ -117,10 +130,16 @@ impl Nemesis {
     pub(crate) fn administer(&mut self, env: &mut Env, hosts: &mut Hosts) {
         let pause = env.random.about(400_000);
         env.schedule(pause, Event::Administer);
-        if self.asked.as_ref().is_some_and(|asked| asked.give_up_at <= env.now) {
+        if self
+            .asked
+            .as_ref()
+            .is_some_and(|asked| asked.give_up_at <= env.now)
+        {
             self.asked = None;
         }
-        let Some(configuration) = configuration(hosts) else { return };
+        let Some(configuration) = configuration(hosts) else {
+            return;
+        };
         self.note_voters(env, &configuration);
         // Somebody that was added without our hearing of it.
         for id in configuration.members() {
@@ -129,9 +148,19 @@ impl Nemesis {
         if self.asked.is_some() || configuration.is_joint() {
             return;
         }
-        let lost = configuration.members().into_iter().find(|id| hosts[id].is_destroyed());
+        let lost = configuration
+            .members()
+            .into_iter()
+            .find(|id| hosts[id].is_destroyed());
         if let Some(old) = lost {
-            return self.ask(env, hosts, AdminRequest::Replace { old, new: MemberRecord::default() });
+            return self.ask(
+                env,
+                hosts,
+                AdminRequest::Replace {
+                    old,
+                    new: MemberRecord::default(),
+                },
+            );
         }
         let learner = configuration.learners.first().copied();
         if let Some(learner) = learner.filter(|_| env.calm || env.random.one_in(3)) {
@@ -161,18 +190,27 @@ impl Nemesis {
     }
 
     fn change_membership(&mut self, env: &mut Env, hosts: &mut Hosts) {
-        let Some(configuration) = configuration(hosts) else { return };
+        let Some(configuration) = configuration(hosts) else {
+            return;
+        };
         let members: Vec<MemberId> = configuration.members().into_iter().collect();
         // While a disk is lost, only its replacement may change who votes.
-        if self.asked.is_some() || members.iter().any(|id| hosts.get(id).is_none_or(Host::is_destroyed)) {
+        if self.asked.is_some()
+            || members
+                .iter()
+                .any(|id| hosts.get(id).is_none_or(Host::is_destroyed))
+        {
             return;
         }
         let grow = members.len() < 4 || (members.len() < MEMBERS_MAX && env.random.one_in(2));
         if grow {
             return self.ask(env, hosts, AdminRequest::AddLearner(MemberRecord::default()));
         }
-        let victim = *env.random.pick(&members);
-        if leader(hosts) == Some(victim) {
+        let leader = leader(hosts);
+        let victim = leader
+            .filter(|_| env.random.one_in(3))
+            .unwrap_or(*env.random.pick(&members));
+        if leader == Some(victim) {
             env.reach(Mark::LeaderRemovedItself);
         }
         self.ask(env, hosts, AdminRequest::Remove(victim));
@@ -180,12 +218,15 @@ impl Nemesis {
 
     /// A disk may be lost if all other members are there, agree on who is a member, and are enough.
     fn lose_disk(&mut self, env: &mut Env, hosts: &mut Hosts, victim: MemberId) {
-        let Some(configuration) = configuration(hosts) else { return };
+        let Some(configuration) = configuration(hosts) else {
+            return;
+        };
         let agrees = |id: MemberId| {
             let process = hosts.get(&id).and_then(Host::process);
             process.is_some_and(|process| {
                 let raft = process.node().raft();
-                *raft.latest_configuration() == configuration && *raft.committed_configuration() == configuration
+                *raft.latest_configuration() == configuration
+                    && *raft.committed_configuration() == configuration
             })
         };
         let settled = !configuration.is_joint() && configuration.members().into_iter().all(agrees);
@@ -196,12 +237,18 @@ impl Nemesis {
     }
 
     fn ask(&mut self, env: &mut Env, hosts: &Hosts, request: AdminRequest) {
-        let Some(host) = leader(hosts).filter(|_| self.asked.is_none()) else { return };
+        let Some(host) = leader(hosts).filter(|_| self.asked.is_none()) else {
+            return;
+        };
         self.next_id += 1;
         let id = self.next_id;
         env.note(format_args!("{host} is asked: {request:?}"));
         let give_up_at = env.now + 12 * env.profile.election_timeout;
-        self.asked = Some(Asked { id, request: request.clone(), give_up_at });
+        self.asked = Some(Asked {
+            id,
+            request: request.clone(),
+            give_up_at,
+        });
         env.schedule(200, Event::Admin { host, id, request });
     }
 
@@ -214,9 +261,13 @@ impl Nemesis {
         result: Result<AdminReply, AdminError>,
     ) {
         env.note(format_args!("the administrator hears: {result:?}"));
-        let Some(asked) = self.asked.take_if(|asked| asked.id == id) else { return };
+        let Some(asked) = self.asked.take_if(|asked| asked.id == id) else {
+            return;
+        };
         match (asked.request, result) {
-            (AdminRequest::AddLearner(_), Ok(AdminReply::Changed(Some(new)))) => self.start_joiner(env, hosts, new),
+            (AdminRequest::AddLearner(_), Ok(AdminReply::Changed(Some(new)))) => {
+                self.start_joiner(env, hosts, new)
+            }
             (AdminRequest::Replace { .. }, Ok(AdminReply::Changed(Some(new)))) => {
                 self.successors.push(new);
                 self.start_joiner(env, hosts, new);
@@ -254,7 +305,10 @@ fn ring(env: &mut Env, up: &[MemberId]) {
     let count = up.len();
     let far = |i: usize, j: usize| (i + 1) % count != j && (j + 1) % count != i && i != j;
     let pairs = (0..count).flat_map(|i| (0..count).map(move |j| (i, j)));
-    let links: Vec<_> = pairs.filter(|&(i, j)| far(i, j)).map(|(i, j)| (up[i], up[j])).collect();
+    let links: Vec<_> = pairs
+        .filter(|&(i, j)| far(i, j))
+        .map(|(i, j)| (up[i], up[j]))
+        .collect();
     if !links.is_empty() {
         env.reach(Mark::RingPartition);
         partition(env, links);

@@ -17,12 +17,26 @@ pub(crate) enum Frame {
     /// An encoded peer message that is not the core's.
     Call(Bytes),
     /// A piece of a snapshot's transfer; `last` piece of its frame or not.
-    Piece { stream: u64, number: u64, bytes: Bytes, last: bool },
+    Piece {
+        stream: u64,
+        number: u64,
+        bytes: Bytes,
+        last: bool,
+    },
     /// The encoded core message that ends a transfer.
-    End { stream: u64, number: u64, message: Bytes },
+    End {
+        stream: u64,
+        number: u64,
+        message: Bytes,
+    },
     /// The receiver's word on a piece: go on with this number, or give up.
-    Received { stream: u64, next: u64 },
-    Declined { stream: u64 },
+    Received {
+        stream: u64,
+        next: u64,
+    },
+    Declined {
+        stream: u64,
+    },
 }
 
 impl Frame {
@@ -117,6 +131,13 @@ mod tests {
     #[test]
     fn frames_of_a_link_do_not_overtake() {
         let mut net = Network::default();
-        assert_eq!([net.in_order(1, 2, 50), net.in_order(1, 2, 40), net.in_order(2, 1, 40)], [50, 50, 40]);
+        assert_eq!(
+            [
+                net.in_order(1, 2, 50),
+                net.in_order(1, 2, 40),
+                net.in_order(2, 1, 40)
+            ],
+            [50, 50, 40]
+        );
     }
 }

@@ -123,6 +123,8 @@ pub(crate) struct Process {
     pub apply: VecDeque<ApplyWork>,
     pub apply_busy: bool,
 
+    /// Snapshots asked for at an index that is not applied yet, by peer.
+    pub wanted: Vec<(MemberId, Index)>,
     pub views: BTreeMap<MemberId, SnapshotReader<MemView>>,
     pub outgoing: Vec<Outgoing>,
     pub incoming: Option<Incoming>,
@@ -171,6 +173,7 @@ impl Process {
             excused: false,
             apply: VecDeque::new(),
             apply_busy: false,
+            wanted: Vec::new(),
             views: BTreeMap::new(),
             outgoing: Vec::new(),
             incoming: None,
@@ -192,7 +195,14 @@ impl Process {
 
     /// Lets something happen inside this process later.
     pub(crate) fn after(&self, env: &mut Env, delay: Micros, what: ProcessEvent) {
-        env.schedule(delay, Event::Process { host: self.id, life: self.life, what });
+        env.schedule(
+            delay,
+            Event::Process {
+                host: self.id,
+                life: self.life,
+                what,
+            },
+        );
     }
 
     /// Puts an input into the mailbox and wakes the replica.
@@ -226,19 +236,49 @@ impl Process {
         self.next_request += 1;
         let now = self.clock.local(env.now);
         match request {
-            Request::Write { command, session, patience } => {
-                let origin = Origin { member: self.id, boot: self.boot, seq };
-                let command = Envelope { time_ms: 0, origin, session, command }.encode();
+            Request::Write {
+                command,
+                session,
+                patience,
+            } => {
+                let origin = Origin {
+                    member: self.id,
+                    boot: self.boot,
+                    seq,
+                };
+                let command = Envelope {
+                    time_ms: 0,
+                    origin,
+                    session,
+                    command,
+                }
+                .encode();
                 self.writes.insert(seq, caller);
-                self.mailbox.writes.push(Proposal { seq, command, deadline: now + patience });
+                self.mailbox.writes.push(Proposal {
+                    seq,
+                    command,
+                    deadline: now + patience,
+                });
             }
             Request::Read { request, patience } => {
-                let early = env.has_bug(Bug::ViewTakenTooEarly).then(|| self.machine().reader().view());
-                self.reads.insert(seq, PendingRead { caller, request, early });
+                let early = env
+                    .has_bug(Bug::ViewTakenTooEarly)
+                    .then(|| self.machine().reader().view());
+                self.reads.insert(
+                    seq,
+                    PendingRead {
+                        caller,
+                        request,
+                        early,
+                    },
+                );
                 if env.has_bug(Bug::ReadWithoutGate) {
                     return self.serve_reads(env, vec![seq]);
                 }
-                self.mailbox.reads.push(ReadRequest { id: seq, deadline: now + patience });
+                self.mailbox.reads.push(ReadRequest {
+                    id: seq,
+                    deadline: now + patience,
+                });
             }
         }
         self.wake(env);
@@ -278,7 +318,9 @@ impl Process {
 
     fn step(&mut self, env: &mut Env, input: Input) {
         env.note(format_args!("{} « {}", self.id, Brief(&input)));
-        self.replica.node.step(self.clock.local(env.now), input, &mut self.effects);
+        self.replica
+            .node
+            .step(self.clock.local(env.now), input, &mut self.effects);
     }
 
     fn carry_out(&mut self, env: &mut Env, effect: Effect) -> Option<End> {
@@ -293,13 +335,29 @@ impl Process {
                 env.reach(Mark::LogPurged);
                 self.log_work(env, LogWork::Purge(meta));
             }
-            Effect::Fetch { id, from, to, bytes_max } => {
+            Effect::Fetch {
+                id,
+                from,
+                to,
+                bytes_max,
+            } => {
                 env.reach(Mark::FetchedFromLog);
                 let delay = env.random.about(env.profile.disk / 2);
-                self.after(env, delay, ProcessEvent::FetchDone { id, from, to, bytes_max });
+                self.after(
+                    env,
+                    delay,
+                    ProcessEvent::FetchDone {
+                        id,
+                        from,
+                        to,
+                        bytes_max,
+                    },
+                );
             }
             Effect::Apply(entries) => self.commit(env, entries),
-            Effect::BuildSnapshot { peer, .. } => self.apply_work(env, ApplyWork::BuildSnapshot { peer }),
+            Effect::BuildSnapshot { peer, at_least } => {
+                self.apply_work(env, ApplyWork::BuildSnapshot { peer, at_least });
+            }
             Effect::SendSnapshot(message) => self.send_snapshot(env, message),
             Effect::Install(meta) => self.install(env, meta),
             Effect::InstallSettled => self.apply_work(env, ApplyWork::InstallSettled),
@@ -322,7 +380,10 @@ impl Process {
             Effect::Housekeep { time_ms } => self.apply_work(env, ApplyWork::Housekeep { time_ms }),
             Effect::ClusterChanged(_) => {}
             Effect::PeerLostData(peer) => {
-                env.fail(format!("member {} finds that member {peer} lost what it acknowledged", self.id));
+                env.fail(format!(
+                    "member {} finds that member {peer} lost what it acknowledged",
+                    self.id
+                ));
             }
             Effect::Removed => return Some(End::Removed),
             Effect::Fatal(_) if self.excused => return Some(End::Excused),
@@ -340,17 +401,25 @@ impl Process {
         let last = entries.last().map_or(0, |entry| entry.index);
         if env.truth.watching && last > self.on_disk.last {
             let (id, held) = (self.id, self.on_disk.last);
-            env.fail(format!("member {id} applies entry {last}, its disk holds only {held}"));
+            env.fail(format!(
+                "member {id} applies entry {last}, its disk holds only {held}"
+            ));
         }
         self.apply_work(env, ApplyWork::Apply(entries));
     }
 
     fn install(&mut self, env: &mut Env, meta: SnapshotMeta) {
         let Some(machine) = self.take_staged() else {
-            return env.fail(format!("member {} installs a snapshot that is not staged", self.id));
+            return env.fail(format!(
+                "member {} installs a snapshot that is not staged",
+                self.id
+            ));
         };
         if machine.applied() != (meta.last.term, meta.last.index) {
-            return env.fail(format!("member {} installs another snapshot than the staged one", self.id));
+            return env.fail(format!(
+                "member {} installs another snapshot than the staged one",
+                self.id
+            ));
         }
         self.apply_work(env, ApplyWork::Install(meta, Box::new(machine)));
     }
@@ -381,7 +450,11 @@ impl Process {
 
     /// Whether the disk holds what a message promises.
     fn vouches(&self, env: &mut Env, term: Term, to: MemberId, body: &MessageBody) -> Result<(), String> {
-        let OnDisk { last, term: held_term, vote } = self.on_disk;
+        let OnDisk {
+            last,
+            term: held_term,
+            vote,
+        } = self.on_disk;
         let fail = |what: String| {
             Err(format!(
                 "member {} {what} in term {term}, its disk holds term {held_term}, vote {vote}, entries to {last}",
@@ -389,9 +462,10 @@ impl Process {
             ))
         };
         match *body {
-            MessageBody::AppendReply { result: AppendResult::Matched(index), .. } if index > last => {
-                fail(format!("acknowledges entry {index}"))
-            }
+            MessageBody::AppendReply {
+                result: AppendResult::Matched(index),
+                ..
+            } if index > last => fail(format!("acknowledges entry {index}")),
             MessageBody::VoteReply { granted: true, .. } => {
                 if (held_term, vote) != (term, to) {
                     return fail(format!("votes for {to}"));
@@ -410,19 +484,26 @@ impl Process {
 
     fn writes_failed(&mut self, env: &mut Env, seqs: &[u64], why: WriteFailure) {
         for seq in seqs {
-            let Some(caller) = self.writes.remove(seq) else { continue };
+            let Some(caller) = self.writes.remove(seq) else {
+                continue;
+            };
             if why == WriteFailure::Superseded {
                 env.reach(Mark::WriteSuperseded);
             }
             let unknown = why.is_unknown() && !env.has_bug(Bug::UnknownReportedAsNotApplied);
-            let answer = if unknown { Answer::Unknown } else { Answer::NotApplied };
+            let answer = if unknown {
+                Answer::Unknown
+            } else {
+                Answer::NotApplied
+            };
             env.answer(caller.client, caller.attempt, answer);
         }
     }
 
     /// An entry of this process was applied: its caller gets the answer.
     pub(crate) fn answer_write(&mut self, env: &mut Env, origin: Origin, answer: Answer) {
-        if (origin.member, origin.boot) == (self.id, self.boot)
+        let own = (origin.member, origin.boot) == (self.id, self.boot);
+        if (own || env.has_bug(Bug::AnswersMixedUp))
             && let Some(caller) = self.writes.remove(&origin.seq)
         {
             env.answer(caller.client, caller.attempt, answer);
@@ -442,9 +523,15 @@ impl Process {
             let Some(read) = self.reads.get(&id) else { continue };
             let view = read.early.as_ref().unwrap_or(&view);
             let answer = match view.range(&read.request) {
-                Ok(response) => Answer::Read { revision: view.revision(), response },
+                Ok(response) => Answer::Read {
+                    revision: view.revision(),
+                    response,
+                },
                 Err(error) => {
-                    env.fail(format!("member {}: a read of the newest revision fails: {error}", self.id));
+                    env.fail(format!(
+                        "member {}: a read of the newest revision fails: {error}",
+                        self.id
+                    ));
                     Answer::NotApplied
                 }
             };
@@ -460,7 +547,14 @@ impl Process {
     /// An administrator's request came in.
     pub(crate) fn administer(&mut self, env: &mut Env, id: u64, request: AdminRequest) {
         let deadline = self.clock.local(env.now) + 8 * env.profile.election_timeout;
-        self.push(env, Input::Admin { id, request, deadline });
+        self.push(
+            env,
+            Input::Admin {
+                id,
+                request,
+                deadline,
+            },
+        );
     }
 
     /// A frame came in.
@@ -468,10 +562,22 @@ impl Process {
         match frame {
             Frame::Core(bytes) | Frame::Call(bytes) => match PeerMessage::decode(bytes) {
                 Ok(message) => self.push(env, Input::Peer(message)),
-                Err(error) => env.fail(format!("member {} cannot read a message of {from}: {error}", self.id)),
+                Err(error) => env.fail(format!(
+                    "member {} cannot read a message of {from}: {error}",
+                    self.id
+                )),
             },
-            Frame::Piece { stream, number, bytes, last } => self.piece(env, from, stream, number, &bytes, last),
-            Frame::End { stream, number, message } => self.transfer_ends(env, from, stream, number, message),
+            Frame::Piece {
+                stream,
+                number,
+                bytes,
+                last,
+            } => self.piece(env, from, stream, number, &bytes, last),
+            Frame::End {
+                stream,
+                number,
+                message,
+            } => self.transfer_ends(env, from, stream, number, message),
             Frame::Received { stream, next } => self.piece_received(env, stream, next),
             Frame::Declined { stream } => self.transfer_failed(env, stream, None),
         }
@@ -539,7 +645,10 @@ mod tests {
     #[test]
     fn a_clock_shows_a_time_exactly_when_it_says_it_will() {
         for drift_ppm in [-9_000, -1, 0, 1, 9_000] {
-            let clock = LocalClock { zero: 12_345, drift_ppm };
+            let clock = LocalClock {
+                zero: 12_345,
+                drift_ppm,
+            };
             for local in [12_345, 12_346, 99_999, 60_000_000, 3_600_000_000] {
                 let at = clock.world(local);
                 assert!(clock.local(at) >= local && (at == 0 || clock.local(at - 1) < local));

@@ -109,9 +109,9 @@ impl Profile {
         let lossy = random.one_in(2);
         Profile {
             founders: random.between(founders.0, founders.1),
-            clients: random.between(4, 10),
+            clients: random.between(4, 16),
             keys: random.between(3, 12),
-            think: *random.pick(&[2_000, 10_000, 30_000]),
+            think: *random.pick(&[1_000, 5_000, 20_000]),
             election_timeout,
             heartbeat_interval: election_timeout / random.between(5, 8),
             lease_reads: random.one_in(4),

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use kvorum_model::Envelope;
 use kvorum_mvcc::{Options, SimStore, StateMachine};
 use kvorum_node::{Applications, Input};
 use kvorum_raft::{Entry, EntryKind, Index, MemberId, Micros, Persist, SnapshotMeta};
@@ -10,7 +11,7 @@ use kvorum_wal::{Space, WalError};
 
 use crate::bugs::Bug;
 use crate::clients::Answer;
-use crate::env::{Env, ProcessEvent};
+use crate::env::{Env, Event, ProcessEvent};
 use crate::marks::Mark;
 use crate::process::Process;
 
@@ -30,7 +31,7 @@ pub(crate) enum LogWork {
 #[derive(Debug)]
 pub(crate) enum ApplyWork {
     Apply(Vec<Entry>),
-    BuildSnapshot { peer: MemberId },
+    BuildSnapshot { peer: MemberId, at_least: Index },
     Install(SnapshotMeta, Box<StateMachine<SimStore>>),
     InstallSettled,
     Housekeep { time_ms: u64 },
@@ -51,7 +52,25 @@ impl Process {
             self.log_taken = self.log.drain(..count).collect();
             let delay = 20 + env.random.about(env.profile.disk) + self.disk_delay;
             self.after(env, delay, ProcessEvent::LogDone);
+            if !env.calm && self.taken_bytes() > 1024 && env.random.one_in(40) {
+                // Writes are short; this is how a power loss finds some under way that are large enough to be torn.
+                env.schedule(
+                    delay / 2,
+                    Event::Crash {
+                        host: self.id,
+                        power: true,
+                    },
+                );
+            }
         }
+    }
+
+    fn taken_bytes(&self) -> usize {
+        let entries = self.log_taken.iter().flat_map(|work| match work {
+            LogWork::Persist(persist) => &persist.entries[..],
+            LogWork::Purge(_) => &[],
+        });
+        entries.map(|entry| entry.data.len()).sum()
     }
 
     /// What the writer took is written now.
@@ -111,8 +130,18 @@ impl Process {
             return Ok(());
         }
         if env.has_bug(Bug::VoteNotWritten) {
-            let votes = persists.iter_mut().filter_map(|persist| persist.hard_state.as_mut());
+            let votes = persists
+                .iter_mut()
+                .filter_map(|persist| persist.hard_state.as_mut());
             votes.for_each(|hard_state| hard_state.vote = 0);
+        }
+        if env.has_bug(Bug::CommitMarkTooHigh) {
+            for persist in persists.iter_mut() {
+                persist.commit_mark = persist
+                    .entries
+                    .last()
+                    .map_or(persist.commit_mark, |entry| entry.index);
+            }
         }
         if env.has_bug(Bug::SyncDropped) {
             self.before_last_write = Some(self.disk.fork());
@@ -170,20 +199,27 @@ impl Process {
                 LogWork::Purge(_) => None,
             })
             .collect();
-        if persists.is_empty() || env.random.one_in(3) {
+        if persists.is_empty() || env.random.one_in(4) {
             return;
         }
-        let io = self.disk.ios() + env.random.between(1, 8);
+        let io = self.disk.ios() + env.random.between(1, 3);
         self.disk.fail_at(io, kvorum_wal::disk::Fault::Crash);
         // Its result is of no interest: nobody is left to hear of it.
         let written = self.replica.log.write(&mut persists).is_ok();
-        env.note(format_args!("{} dies writing its log, {}", self.id, if written { "at the end" } else { "within" }));
+        env.note(format_args!(
+            "{} dies writing its log, {}",
+            self.id,
+            if written { "at the end" } else { "within" }
+        ));
     }
 
     pub(crate) fn fetch_done(&mut self, env: &mut Env, id: u64, from: Index, to: Index, bytes_max: usize) {
         match self.replica.log.reader().fetch(from, to, bytes_max) {
             Ok(entries) => self.push(env, Input::Fetched { id, entries }),
-            Err(error) => env.fail(format!("member {}: entries {from} to {to} cannot be read: {error}", self.id)),
+            Err(error) => env.fail(format!(
+                "member {}: entries {from} to {to} cannot be read: {error}",
+                self.id
+            )),
         }
     }
 
@@ -202,19 +238,18 @@ impl Process {
         }
     }
 
-    /// The applier does the next thing.
+    /// The applier does the next thing; entries that follow each other are one batch.
     pub(crate) fn apply_done(&mut self, env: &mut Env) {
         self.apply_busy = false;
         match self.apply.pop_front().expect("the applier is busy with it") {
-            ApplyWork::Apply(entries) => self.apply_entries(env, entries),
-            ApplyWork::BuildSnapshot { peer } => match self.replica.apply.snapshot_meta() {
-                Ok(meta) => {
-                    let view = self.machine().snapshot();
-                    self.views.insert(peer, view);
-                    self.push(env, Input::SnapshotBuilt { peer, meta });
+            ApplyWork::Apply(mut entries) => {
+                while let Some(ApplyWork::Apply(more)) = self.apply.front_mut() {
+                    entries.append(more);
+                    self.apply.pop_front();
                 }
-                Err(error) => env.fail(format!("member {}: {error}", self.id)),
-            },
+                self.apply_entries(env, entries);
+            }
+            ApplyWork::BuildSnapshot { peer, at_least } => self.wanted.push((peer, at_least)),
             ApplyWork::Install(meta, machine) => self.installed(env, meta, *machine),
             ApplyWork::InstallSettled => self.install = None,
             ApplyWork::Housekeep { time_ms } => {
@@ -222,7 +257,27 @@ impl Process {
                 self.push(env, Input::Housekeeping(found));
             }
         }
+        self.build_wanted(env);
         self.kick_apply(env);
+    }
+
+    /// Opens the views whose index is reached.
+    fn build_wanted(&mut self, env: &mut Env) {
+        let applied = self.replica.apply.applied().index;
+        let reached: Vec<_> = self
+            .wanted
+            .extract_if(.., |(_, at_least)| *at_least <= applied)
+            .collect();
+        for (peer, _) in reached {
+            match self.replica.apply.snapshot_meta() {
+                Ok(meta) => {
+                    let view = self.machine().snapshot();
+                    self.views.insert(peer, view);
+                    self.push(env, Input::SnapshotBuilt { peer, meta });
+                }
+                Err(error) => env.fail(format!("member {}: {error}", self.id)),
+            }
+        }
     }
 
     fn apply_entries(&mut self, env: &mut Env, mut entries: Vec<Entry>) {
@@ -232,15 +287,35 @@ impl Process {
             }
         }
         if env.has_bug(Bug::CommandSkipped) && self.id.is_multiple_of(3) && env.random.one_in(500) {
-            let commands = entries.iter_mut().filter(|entry| entry.kind == EntryKind::Command);
+            let commands = entries
+                .iter_mut()
+                .filter(|entry| entry.kind == EntryKind::Command);
             commands.take(1).for_each(|entry| entry.kind = EntryKind::Noop);
         }
-        let Applications { replies, events, mut report } = match self.replica.apply.apply(entries) {
+        if env.has_bug(Bug::OwnTimeApplied) {
+            let own_ms = self.clock.local(env.now) / 1000;
+            for entry in entries
+                .iter_mut()
+                .filter(|entry| entry.kind == EntryKind::Command)
+            {
+                let mut data = entry.data.to_vec();
+                Envelope::stamp(&mut data, own_ms);
+                entry.data = data.into();
+            }
+        }
+        let Applications {
+            replies,
+            events,
+            mut report,
+        } = match self.replica.apply.apply(entries) {
             Ok(done) => done,
             Err(error) => return env.fail(format!("member {} cannot apply: {error}", self.id)),
         };
         for applied in replies {
-            let answer = Answer::Applied { revision: applied.revision, result: applied.result };
+            let answer = Answer::Applied {
+                revision: applied.revision,
+                result: applied.result,
+            };
             self.answer_write(env, applied.origin, answer);
         }
         self.feed_watchers(env, events);
@@ -267,7 +342,11 @@ impl Process {
 
     fn flushed(&self, env: &Env) -> Index {
         let machine = self.machine();
-        if env.has_bug(Bug::FlushedTooHigh) { machine.applied().1 } else { machine.flushed() }
+        if env.has_bug(Bug::FlushedTooHigh) {
+            machine.applied().1
+        } else {
+            machine.flushed()
+        }
     }
 
     /// Holds the state against everybody else's.
@@ -282,15 +361,15 @@ impl Process {
     fn installed(&mut self, env: &mut Env, meta: SnapshotMeta, machine: StateMachine<SimStore>) {
         env.reach(Mark::SnapshotInstalled);
         let report = self.replica.apply.install(machine);
-        self.install = Some((meta.last.index, meta.last.term));
+        self.install = (!env.has_bug(Bug::InstallRecordLost)).then_some((meta.last.index, meta.last.term));
         self.note_state(env);
         self.watch_installed(env);
         self.push(env, Input::Installed { meta, report });
         if !env.calm && env.random.one_in(6) {
             // The log's reset follows at once; this is how a crash comes between.
             let delay = env.random.about(env.profile.disk);
-            let event = crate::env::Event::Crash { host: self.id, power: env.random.one_in(2) };
-            env.schedule(delay, event);
+            let power = env.random.one_in(2);
+            env.schedule(delay, Event::Crash { host: self.id, power });
         }
     }
 
@@ -302,5 +381,9 @@ impl Process {
 
 /// Settings of a state machine in a simulated world: little memory, slow removal.
 pub(crate) fn machine_options() -> Options {
-    Options { cache_bytes: 4096, removals_per_second: 2000, ..Options::default() }
+    Options {
+        cache_bytes: 4096,
+        removals_per_second: 2000,
+        ..Options::default()
+    }
 }

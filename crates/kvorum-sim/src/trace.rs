@@ -17,7 +17,12 @@ pub(crate) struct Trace {
 
 impl Trace {
     pub(crate) fn new(keep: bool) -> Trace {
-        Trace { hash: Xxh3::new(), lines: 0, line: String::new(), kept: keep.then(String::new) }
+        Trace {
+            hash: Xxh3::new(),
+            lines: 0,
+            line: String::new(),
+            kept: keep.then(String::new),
+        }
     }
 
     /// Adds a line.

@@ -45,27 +45,53 @@ impl Process {
             return self.push(env, Input::SnapshotSent { peer, ok: false });
         };
         self.outgoing.retain(|other| other.peer != peer);
-        let message = PeerMessage { from: self.id, to: peer, body: PeerBody::Raft(message) }.encode();
+        let message = PeerMessage {
+            from: self.id,
+            to: peer,
+            body: PeerBody::Raft(message),
+        }
+        .encode();
         let stream = env.random.next();
         let (number, rest, ending) = (0, Bytes::new(), false);
-        self.outgoing.push(Outgoing { peer, stream, reader, message, number, rest, ending });
+        self.outgoing.push(Outgoing {
+            peer,
+            stream,
+            reader,
+            message,
+            number,
+            rest,
+            ending,
+        });
         self.send_piece(env, stream);
     }
 
     fn send_piece(&mut self, env: &mut Env, stream: u64) {
-        let Some(out) = self.outgoing.iter_mut().find(|out| out.stream == stream) else { return };
+        let Some(out) = self.outgoing.iter_mut().find(|out| out.stream == stream) else {
+            return;
+        };
         if out.rest.is_empty() {
             match out.reader.next_frame() {
                 Ok(Some(frame)) => out.rest = frame,
                 Ok(None) => out.ending = true,
-                Err(error) => return env.fail(format!("member {}: a snapshot cannot be read: {error}", self.id)),
+                Err(error) => {
+                    return env.fail(format!("member {}: a snapshot cannot be read: {error}", self.id));
+                }
             }
         }
         let frame = if out.ending {
-            Frame::End { stream, number: out.number, message: out.message.clone() }
+            Frame::End {
+                stream,
+                number: out.number,
+                message: out.message.clone(),
+            }
         } else {
             let bytes = out.rest.split_to(out.rest.len().min(PIECE_BYTES));
-            Frame::Piece { stream, number: out.number, bytes, last: out.rest.is_empty() }
+            Frame::Piece {
+                stream,
+                number: out.number,
+                bytes,
+                last: out.rest.is_empty(),
+            }
         };
         let (peer, sent) = (out.peer, out.number);
         env.transmit(self.id, peer, frame);
@@ -82,7 +108,11 @@ impl Process {
 
     /// The receiver has a piece, or all.
     pub(crate) fn piece_received(&mut self, env: &mut Env, stream: u64, next: u64) {
-        let Some(at) = self.outgoing.iter().position(|out| out.stream == stream && out.number + 1 == next) else {
+        let Some(at) = self
+            .outgoing
+            .iter()
+            .position(|out| out.stream == stream && out.number + 1 == next)
+        else {
             return;
         };
         if self.outgoing[at].ending {
@@ -104,14 +134,34 @@ impl Process {
     }
 
     /// A piece came.
-    pub(crate) fn piece(&mut self, env: &mut Env, from: MemberId, stream: u64, number: u64, bytes: &[u8], last: bool) {
+    pub(crate) fn piece(
+        &mut self,
+        env: &mut Env,
+        from: MemberId,
+        stream: u64,
+        number: u64,
+        bytes: &[u8],
+        last: bool,
+    ) {
         if number == 0 {
             let sink = SnapshotSink::new(SimStore::new()).expect("a new store is empty");
-            if self.incoming.replace(Incoming { from, stream, next: 0, frame: BytesMut::new(), sink }).is_some() {
+            if self
+                .incoming
+                .replace(Incoming {
+                    from,
+                    stream,
+                    next: 0,
+                    frame: BytesMut::new(),
+                    sink,
+                })
+                .is_some()
+            {
                 env.reach(Mark::SnapshotInterrupted);
             }
         }
-        let fits = |incoming: &&mut Incoming| (incoming.from, incoming.stream, incoming.next) == (from, stream, number);
+        let fits = |incoming: &&mut Incoming| {
+            (incoming.from, incoming.stream, incoming.next) == (from, stream, number)
+        };
         let Some(incoming) = self.incoming.as_mut().filter(fits) else {
             return env.transmit(self.id, from, Frame::Declined { stream });
         };
@@ -120,14 +170,31 @@ impl Process {
         if last {
             let frame = incoming.frame.split().freeze();
             if let Err(error) = incoming.sink.push(frame) {
-                return env.fail(format!("member {}: a snapshot's frame is refused: {error}", self.id));
+                return env.fail(format!(
+                    "member {}: a snapshot's frame is refused: {error}",
+                    self.id
+                ));
             }
         }
-        env.transmit(self.id, from, Frame::Received { stream, next: number + 1 });
+        env.transmit(
+            self.id,
+            from,
+            Frame::Received {
+                stream,
+                next: number + 1,
+            },
+        );
     }
 
     /// All pieces came.
-    pub(crate) fn transfer_ends(&mut self, env: &mut Env, from: MemberId, stream: u64, number: u64, message: Bytes) {
+    pub(crate) fn transfer_ends(
+        &mut self,
+        env: &mut Env,
+        from: MemberId,
+        stream: u64,
+        number: u64,
+        message: Bytes,
+    ) {
         let fits = |incoming: &mut Incoming| (incoming.stream, incoming.next) == (stream, number);
         let Some(incoming) = self.incoming.take_if(fits) else {
             return env.transmit(self.id, from, Frame::Declined { stream });
@@ -139,9 +206,19 @@ impl Process {
             Ok(machine) => {
                 self.staged.push_back(machine);
                 self.push(env, Input::SnapshotReceived(message));
-                env.transmit(self.id, from, Frame::Received { stream, next: number + 1 });
+                env.transmit(
+                    self.id,
+                    from,
+                    Frame::Received {
+                        stream,
+                        next: number + 1,
+                    },
+                );
             }
-            Err(error) => env.fail(format!("member {}: a whole snapshot is refused: {error}", self.id)),
+            Err(error) => env.fail(format!(
+                "member {}: a whole snapshot is refused: {error}",
+                self.id
+            )),
         }
     }
 

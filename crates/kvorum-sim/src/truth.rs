@@ -43,12 +43,18 @@ impl Truth {
     }
 
     fn judge(&self, holds: bool, why: impl FnOnce() -> String) -> Result<(), String> {
-        if holds || !self.watching { Ok(()) } else { Err(why()) }
+        if holds || !self.watching {
+            Ok(())
+        } else {
+            Err(why())
+        }
     }
 
     pub(crate) fn leads(&mut self, member: MemberId, term: Term) -> Result<(), String> {
         let leader = *self.leaders.entry(term).or_insert(member);
-        self.judge(leader == member, || format!("members {leader} and {member} both lead term {term}"))
+        self.judge(leader == member, || {
+            format!("members {leader} and {member} both lead term {term}")
+        })
     }
 
     pub(crate) fn votes(&mut self, voter: MemberId, term: Term, candidate: MemberId) -> Result<(), String> {
@@ -73,7 +79,11 @@ impl Truth {
                 Ok(())
             }
             None => self.judge(false, || {
-                format!("member {member} applies entry {}, nobody applied {}", entry.index, self.applied.len() + 1)
+                format!(
+                    "member {member} applies entry {}, nobody applied {}",
+                    entry.index,
+                    self.applied.len() + 1
+                )
             }),
         }
     }
@@ -105,7 +115,12 @@ mod tests {
     use super::*;
 
     fn entry(index: Index, term: Term, data: &'static [u8]) -> Entry {
-        Entry { term, index, kind: EntryKind::Command, data: Bytes::from_static(data) }
+        Entry {
+            term,
+            index,
+            kind: EntryKind::Command,
+            data: Bytes::from_static(data),
+        }
     }
 
     #[test]
@@ -113,11 +128,17 @@ mod tests {
         let mut truth = Truth::new(true);
         assert!(truth.leads(1, 5).and(truth.leads(1, 5)).is_ok());
         assert!(truth.leads(2, 5).is_err());
-        assert!(truth.votes(1, 5, 2).is_ok() && truth.votes(1, 6, 3).is_ok() && truth.votes(1, 5, 3).is_err());
+        assert!(
+            truth.votes(1, 5, 2).is_ok() && truth.votes(1, 6, 3).is_ok() && truth.votes(1, 5, 3).is_err()
+        );
         assert!(truth.applies(1, &entry(1, 1, b"a")).is_ok() && truth.applies(2, &entry(1, 1, b"a")).is_ok());
-        assert!(truth.applies(2, &entry(1, 1, b"b")).is_err() && truth.applies(2, &entry(3, 1, b"c")).is_err());
+        assert!(
+            truth.applies(2, &entry(1, 1, b"b")).is_err() && truth.applies(2, &entry(3, 1, b"c")).is_err()
+        );
         assert!(truth.reaches(1, 1, 7).is_ok() && truth.reaches(2, 1, 8).is_err());
         let request = SessionRef { id: 1, seq: 1 };
-        assert!(!truth.is_repeated(request, 4) && !truth.is_repeated(request, 4) && truth.is_repeated(request, 9));
+        assert!(
+            !truth.is_repeated(request, 4) && !truth.is_repeated(request, 4) && truth.is_repeated(request, 9)
+        );
     }
 }

@@ -19,8 +19,11 @@ use crate::process::Process;
 
 /// From a hub to its watcher: always the same, so that a stream keeps its order.
 const STREAM_DELAY: Micros = 200;
-const HUB_OPTIONS: HubOptions =
-    HubOptions { ring_bytes: 2048, stream_bytes_max: 4096, fragment_bytes_max: 1 << 20 };
+const HUB_OPTIONS: HubOptions = HubOptions {
+    ring_bytes: 2048,
+    stream_bytes_max: 4096,
+    fragment_bytes_max: 1 << 20,
+};
 /// A start so far below the hub's revision is not in the ring any more: an event takes at least 50 bytes there.
 const BEYOND_RING: Revision = 2048 / 50 + 1;
 
@@ -42,7 +45,11 @@ pub(crate) struct Watching {
 
 impl Watching {
     pub(crate) fn new(revision: Revision) -> Watching {
-        Watching { hub: Hub::new(revision, HUB_OPTIONS), streams: BTreeMap::new(), scheduled: false }
+        Watching {
+            hub: Hub::new(revision, HUB_OPTIONS),
+            streams: BTreeMap::new(),
+            scheduled: false,
+        }
     }
 }
 
@@ -66,7 +73,13 @@ impl Process {
     }
 
     /// A watcher connects. `progress`: it asks to be told when it has everything.
-    pub(crate) fn watch(&mut self, env: &mut Env, connection: Connection, request: WatchRequest, progress: bool) {
+    pub(crate) fn watch(
+        &mut self,
+        env: &mut Env,
+        connection: Connection,
+        request: WatchRequest,
+        progress: bool,
+    ) {
         let hub = &mut self.watching.hub;
         if request.start_revision > 0 && request.start_revision + BEYOND_RING < hub.revision() {
             env.reach(Mark::WatchReadHistory);
@@ -100,7 +113,10 @@ impl Process {
         self.watching.scheduled = false;
         let reader = self.machine().reader();
         let hub = &mut self.watching.hub;
-        let budget = CatchUpBudget { changes: 20, bytes: 4096 };
+        let budget = CatchUpBudget {
+            changes: 20,
+            bytes: 4096,
+        };
         let mut more = match hub.catch_up(&reader, budget) {
             Ok(more) => more,
             Err(error) => return env.fail(format!("member {}: watchers cannot catch up: {error}", self.id)),
@@ -111,7 +127,9 @@ impl Process {
                 more = true;
                 continue;
             }
-            let Some(&connection) = self.watching.streams.get(&stream) else { continue };
+            let Some(&connection) = self.watching.streams.get(&stream) else {
+                continue;
+            };
             for output in self.watching.hub.take(stream) {
                 env.schedule(STREAM_DELAY, Event::Watched { connection, output });
             }
@@ -140,8 +158,6 @@ pub(crate) struct Watcher {
     attempt: u64,
     /// What it wants next; 0: whatever comes.
     next: Revision,
-    /// What was sent to it, for [`Bug::WatchResumedTooLate`].
-    sent: Revision,
     /// What it saw, for the checker; the last one grows. A compaction begins another.
     seen: Vec<kvorum_check::Watcher>,
 }
@@ -152,9 +168,19 @@ impl Watcher {
         let range = match env.random.below(3) {
             0 => KeyRange::prefix(b""),
             1 => KeyRange::point(key(env.random.below(keys))),
-            _ => KeyRange { key: key(env.random.below(keys)), end: key(keys) },
+            _ => KeyRange {
+                key: key(env.random.below(keys)),
+                end: key(keys),
+            },
         };
-        Watcher { id, range, host: None, attempt: 0, next: 0, sent: 0, seen: Vec::new() }
+        Watcher {
+            id,
+            range,
+            host: None,
+            attempt: 0,
+            next: 0,
+            seen: Vec::new(),
+        }
     }
 
     pub(crate) fn id(&self) -> usize {
@@ -170,13 +196,16 @@ impl Watcher {
 
     fn start_at(&mut self, revision: Revision) {
         self.next = revision;
-        self.sent = revision - 1;
         let range = checked_range(&self.range);
-        self.seen.push(kvorum_check::Watcher::new(self.id as u64, revision as u64, range));
+        self.seen
+            .push(kvorum_check::Watcher::new(self.id as u64, revision as u64, range));
     }
 
     fn connection(&self) -> Connection {
-        Connection { watcher: self.id, attempt: self.attempt }
+        Connection {
+            watcher: self.id,
+            attempt: self.attempt,
+        }
     }
 
     /// Now and then it connects elsewhere; if it is not connected, it does.
@@ -194,7 +223,13 @@ impl Watcher {
             return;
         }
         if let Some(host) = self.host {
-            env.schedule(300, Event::Unwatch { host, connection: self.connection() });
+            env.schedule(
+                300,
+                Event::Unwatch {
+                    host,
+                    connection: self.connection(),
+                },
+            );
         }
         self.attempt += 1;
         let host = *env.random.pick(members);
@@ -202,11 +237,23 @@ impl Watcher {
             env.reach(Mark::WatchResumed);
         }
         self.host = Some(host);
-        let too_late = env.has_bug(Bug::WatchResumedTooLate) && self.next > 0;
-        let start_revision = if too_late { self.next.max(self.sent + 1) } else { self.next };
-        let request = WatchRequest { range: self.range.clone(), start_revision, ..WatchRequest::default() };
+        let too_late = env.has_bug(Bug::WatchResumedTooLate) && self.next > 2 && !progress;
+        let start_revision = self.next + Revision::from(too_late);
+        let request = WatchRequest {
+            range: self.range.clone(),
+            start_revision,
+            ..WatchRequest::default()
+        };
         let connection = self.connection();
-        env.schedule(300, Event::Watch { host, connection, request, progress });
+        env.schedule(
+            300,
+            Event::Watch {
+                host,
+                connection,
+                request,
+                progress,
+            },
+        );
     }
 
     pub(crate) fn broken(&mut self, connection: Connection) {
@@ -215,12 +262,8 @@ impl Watcher {
         }
     }
 
-    /// Something was sent to it; whether it arrived on a connection that it still has is seen now.
+    /// Something was sent to it, perhaps on a connection that it has left.
     pub(crate) fn receive(&mut self, env: &mut Env, connection: Connection, output: WatchOutput) {
-        if let WatchOutput::Events { events, .. } = &output {
-            let last = events.last().map_or(0, |event| event.kv.mod_revision);
-            self.sent = self.sent.max(last);
-        }
         if connection != self.connection() {
             return;
         }
@@ -242,7 +285,11 @@ impl Watcher {
                     seen.complete_to = Some(revision as u64);
                 }
             }
-            WatchOutput::Canceled { compact_revision, reason, .. } => {
+            WatchOutput::Canceled {
+                compact_revision,
+                reason,
+                ..
+            } => {
                 self.host = None;
                 if compact_revision == 0 {
                     return env.fail(format!("watcher {} is cancelled: {reason}", self.id));
@@ -261,7 +308,9 @@ impl Watcher {
 
     /// Whether it has everything up to this revision.
     pub(crate) fn is_complete(&self, revision: u64) -> bool {
-        self.seen.last().is_some_and(|seen| seen.complete_to.is_some_and(|to| to >= revision))
+        self.seen
+            .last()
+            .is_some_and(|seen| seen.complete_to.is_some_and(|to| to >= revision))
     }
 
     pub(crate) fn into_seen(self) -> Vec<kvorum_check::Watcher> {
@@ -273,7 +322,10 @@ fn checked_range(range: &KeyRange) -> CheckedRange {
     if range.is_point() {
         CheckedRange::single(range.key.clone())
     } else if range.is_from_key() {
-        CheckedRange { start: range.key.clone(), end: None }
+        CheckedRange {
+            start: range.key.clone(),
+            end: None,
+        }
     } else {
         CheckedRange::between(range.key.clone(), range.end.clone())
     }

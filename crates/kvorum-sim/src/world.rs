@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ops::RangeInclusive;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kvorum_check::{Evidence, FinalState, History, KeyRange, Limits, Op, OpId, Outcome, Reply};
@@ -18,12 +18,12 @@ use crate::env::{Env, Event};
 use crate::host::Host;
 use crate::marks::Marks;
 use crate::nemesis::{self, Nemesis};
-use crate::profile::Profile;
+use crate::profile::{Fault, Profile};
 use crate::random::Random;
 use crate::trace::Trace;
 use crate::watchers::Watcher;
 
-/// Within this time after the last fault all members must agree.
+/// Within this time after the last fault all members must agree, and have served the last requests.
 pub const CONVERGENCE_MAX: Micros = 60_000_000;
 /// Between two looks at a healed world.
 const LOOK_INTERVAL: Micros = 250_000;
@@ -47,7 +47,13 @@ pub struct Plan {
 impl Plan {
     /// A simulated minute, three to five founders.
     pub fn new(seed: u64) -> Plan {
-        Plan { seed, duration: 60_000_000, founders: 3..=5, bug: None, trace: false }
+        Plan {
+            seed,
+            duration: 60_000_000,
+            founders: 3..=5,
+            bug: None,
+            trace: false,
+        }
     }
 }
 
@@ -94,8 +100,8 @@ impl Report {
 #[derive(Debug)]
 enum Phase {
     Faults,
-    /// Healed at this time.
-    Converging(Micros),
+    /// Healed; the members do not agree yet.
+    Converging,
     /// All agree; each live member is asked to write, then to read everything, by a client of its own.
     Writing(BTreeMap<MemberId, OpId>),
     Reading(BTreeMap<MemberId, OpId>),
@@ -112,6 +118,7 @@ struct World {
     nemesis: Nemesis,
     history: History,
     phase: Phase,
+    healed_at: Micros,
     convergence: Option<Micros>,
     finals: Vec<FinalState>,
 }
@@ -134,7 +141,10 @@ pub fn run_all(plans: Vec<Plan>, each: impl Fn(&Report) + Sync) -> Vec<Report> {
     let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();
-        while let Some((at, plan)) = { let at = next.fetch_add(1, Ordering::Relaxed); plans.get(at).map(|plan| (at, plan)) } {
+        while let Some((at, plan)) = {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            plans.get(at).map(|plan| (at, plan))
+        } {
             let report = run(plan);
             each(&report);
             done.push((at, report));
@@ -144,7 +154,10 @@ pub fn run_all(plans: Vec<Plan>, each: impl Fn(&Report) + Sync) -> Vec<Report> {
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let mut reports: Vec<(usize, Report)> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("a world's panic is a failure")).collect()
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("a world's panic is a failure"))
+            .collect()
     });
     reports.sort_by_key(|(at, _)| *at);
     reports.into_iter().map(|(_, report)| report).collect()
@@ -153,7 +166,10 @@ pub fn run_all(plans: Vec<Plan>, each: impl Fn(&Report) + Sync) -> Vec<Report> {
 impl World {
     fn new(plan: &Plan) -> World {
         let mut random = Random::new(plan.seed);
-        let profile = Profile::draw(&mut random, (*plan.founders.start(), *plan.founders.end()));
+        let mut profile = Profile::draw(&mut random, (*plan.founders.start(), *plan.founders.end()));
+        if plan.bug == Some(Bug::RestartedEmpty) {
+            profile.faults.extend([Fault::LostDisk; 5]);
+        }
         let mut env = Env::new(random, profile, Trace::new(plan.trace), plan.bug);
         env.note(format_args!("seed {}: {:?}", plan.seed, env.profile.clone()));
         // As in the product, founders' IDs are hashes, and lie above those that are counted later.
@@ -186,6 +202,7 @@ impl World {
             nemesis: Nemesis::default(),
             history: History::new(),
             phase: Phase::Faults,
+            healed_at: 0,
             convergence: None,
             finals: Vec::new(),
         }
@@ -201,23 +218,39 @@ impl World {
     }
 
     fn members(&self) -> Vec<MemberId> {
-        self.hosts.values().filter(|host| host.is_alive()).map(|host| host.id).collect()
+        self.hosts
+            .values()
+            .filter(|host| host.is_alive())
+            .map(|host| host.id)
+            .collect()
     }
 
     fn happen(&mut self, event: Event) {
-        let World { env, hosts, nemesis, .. } = self;
+        let World {
+            env, hosts, nemesis, ..
+        } = self;
         match event {
             Event::Process { host, life, what } => {
                 if let Some(host) = hosts.get_mut(&host) {
                     host.process_event(env, life, what);
                 }
             }
-            Event::Arrival { from, to, life, frame } => {
+            Event::Arrival {
+                from,
+                to,
+                life,
+                frame,
+            } => {
                 if let Some(host) = hosts.get_mut(&to) {
                     host.arrival(env, from, life, frame);
                 }
             }
-            Event::Request { host, client, attempt, .. } => {
+            Event::Request {
+                host,
+                client,
+                attempt,
+                ..
+            } => {
                 if !self.deliver(host, event) {
                     self.env.answer(client, attempt, Answer::NotApplied);
                 }
@@ -235,7 +268,9 @@ impl World {
                 let members = self.members();
                 self.watchers[watcher].turn(&mut self.env, &members);
             }
-            Event::Watched { connection, output } => self.watchers[connection.watcher].receive(env, connection, output),
+            Event::Watched { connection, output } => {
+                self.watchers[connection.watcher].receive(env, connection, output)
+            }
             Event::WatchBroken { connection } => self.watchers[connection.watcher].broken(connection),
             Event::AdminAnswer { id, result } => nemesis.answered(env, hosts, id, result),
             Event::Boot { host } => hosts.get_mut(&host).expect("hosts stay").boot(env),
@@ -256,14 +291,25 @@ impl World {
     }
 
     fn deliver(&mut self, host: MemberId, event: Event) -> bool {
-        self.hosts.get_mut(&host).is_some_and(|host| host.deliver(&mut self.env, event))
+        self.hosts
+            .get_mut(&host)
+            .is_some_and(|host| host.deliver(&mut self.env, event))
     }
 
     fn client(&mut self, event: Event) {
         let members = self.members();
-        let World { env, clients, history, .. } = self;
+        let World {
+            env,
+            clients,
+            history,
+            ..
+        } = self;
         match event {
-            Event::Answer { client, attempt, answer } => {
+            Event::Answer {
+                client,
+                attempt,
+                answer,
+            } => {
                 clients[client].answer(env, history, &members, attempt, answer);
             }
             Event::Timeout { client, attempt } => clients[client].timeout(env, history, &members, attempt),
@@ -275,15 +321,24 @@ impl World {
     /// A machine fails, and is started again after a while.
     fn crash(&mut self, host: MemberId, power: bool) {
         let World { env, hosts, .. } = self;
-        let Some(host) = hosts.get_mut(&host).filter(|host| host.process().is_some() && !env.calm) else { return };
+        let Some(host) = hosts
+            .get_mut(&host)
+            .filter(|host| host.process().is_some() && !env.calm)
+        else {
+            return;
+        };
         host.crash(env, power);
-        let delay = env.random.about(*env.random.clone().pick(&[100_000, 1_000_000, 3_000_000]));
+        let delay = env
+            .random
+            .about(*env.random.clone().pick(&[100_000, 1_000_000, 3_000_000]));
         env.schedule(delay, Event::Boot { host: host.id });
     }
 
     /// No more faults; what is broken is mended.
     fn heal(&mut self) {
-        let World { env, hosts, clients, .. } = self;
+        let World {
+            env, hosts, clients, ..
+        } = self;
         env.note(format_args!("the world is healed"));
         env.calm = true;
         env.net.unblock_all();
@@ -292,23 +347,31 @@ impl World {
             (host.disk_delay, host.disk_capacity) = (0, None);
             host.apply_disk_weather();
             host.resume(env);
+            host.mend_disk(env);
             host.boot(env);
         }
         clients.iter_mut().for_each(|client| client.stopping = true);
-        self.phase = Phase::Converging(env.now);
+        self.healed_at = env.now;
+        self.phase = Phase::Converging;
         env.schedule(LOOK_INTERVAL, Event::Look);
     }
 
     /// Looks how far the healed world is.
     fn look(&mut self) {
+        if self.env.now > self.healed_at + CONVERGENCE_MAX {
+            let why = self
+                .disagreement()
+                .unwrap_or_else(|| format!("they agree, but {:?} does not end", self.phase));
+            let states: Vec<String> = self.hosts.values().map(Host::describe).collect();
+            return self.env.fail(format!(
+                "a minute after the last fault: {why}\n  {}",
+                states.join("\n  ")
+            ));
+        }
         match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Converging(since) => match self.disagreement() {
-                None => self.agreed(since),
-                Some(why) if self.env.now > since + CONVERGENCE_MAX => {
-                    let states: Vec<String> = self.hosts.values().map(Host::describe).collect();
-                    self.env.fail(format!("no agreement a minute after the last fault: {why}\n  {}", states.join("\n  ")));
-                }
-                Some(_) => self.phase = Phase::Converging(since),
+            Phase::Converging => match self.disagreement() {
+                None => self.agreed(),
+                Some(_) => self.phase = Phase::Converging,
             },
             Phase::Writing(asked) => self.written(asked),
             Phase::Reading(asked) => self.read(asked),
@@ -320,7 +383,9 @@ impl World {
 
     /// The members of the cluster, if there is a leader that knows them.
     fn voters_and_learners(&self) -> Vec<MemberId> {
-        nemesis::configuration(&self.hosts).map(|found| found.members().into_iter().collect()).unwrap_or_default()
+        nemesis::configuration(&self.hosts)
+            .map(|found| found.members().into_iter().collect())
+            .unwrap_or_default()
     }
 
     /// Why the members do not agree yet.
@@ -328,7 +393,9 @@ impl World {
         if self.clients.iter().any(|client| !client.is_idle()) {
             return Some("clients still wait for answers".into());
         }
-        let Some(leader) = nemesis::leader(&self.hosts) else { return Some("nobody leads".into()) };
+        let Some(leader) = nemesis::leader(&self.hosts) else {
+            return Some("nobody leads".into());
+        };
         let process = self.hosts[&leader].process().expect("a leader runs");
         let (raft, machine) = (process.node().raft(), process.machine());
         let configuration = raft.latest_configuration();
@@ -342,14 +409,18 @@ impl World {
             let Some(process) = self.hosts.get(&id).and_then(Host::process) else {
                 return Some(format!("member {id} does not run"));
             };
-            let state = (process.machine().applied(), process.machine().digest(), process.node().leader());
+            let state = (
+                process.machine().applied(),
+                process.machine().digest(),
+                process.node().leader(),
+            );
             let same = state == (machine.applied(), machine.digest(), leader);
             (!same).then(|| format!("member {id} has (applied, digest, leader) {state:?}"))
         })
     }
 
-    fn agreed(&mut self, since: Micros) {
-        self.convergence = Some(self.env.now - since);
+    fn agreed(&mut self) {
+        self.convergence = Some(self.env.now - self.healed_at);
         self.env.note(format_args!("the members agree"));
         let asked = self.ask_each(|member| Op::put(key(0), format!("end.{member}")));
         self.phase = Phase::Writing(asked);
@@ -371,7 +442,10 @@ impl World {
         let records = self.history.records();
         let ended = |id: &OpId| records[id.position()].completed.is_some();
         asked.values().all(ended).then(|| {
-            asked.iter().map(|(&member, id)| (member, records[id.position()].outcome.clone())).collect()
+            asked
+                .iter()
+                .map(|(&member, id)| (member, records[id.position()].outcome.clone()))
+                .collect()
         })
     }
 
@@ -380,8 +454,13 @@ impl World {
             self.phase = Phase::Writing(asked);
             return;
         };
-        if let Some((member, outcome)) = answers.iter().find(|(_, outcome)| !matches!(outcome, Outcome::Ok(_))) {
-            return self.env.fail(format!("a write to member {member} of the healed cluster: {outcome:?}"));
+        if let Some((member, outcome)) = answers
+            .iter()
+            .find(|(_, outcome)| !matches!(outcome, Outcome::Ok(_)))
+        {
+            return self.env.fail(format!(
+                "a write to member {member} of the healed cluster: {outcome:?}"
+            ));
         }
         let asked = self.ask_each(|_| Op::Range(KeyRange::all()));
         self.phase = Phase::Reading(asked);
@@ -395,10 +474,16 @@ impl World {
         let mut newest = 0;
         for (member, outcome) in answers {
             let Outcome::Ok(Reply::Range { revision, kvs }) = outcome else {
-                return self.env.fail(format!("a read from member {member} of the healed cluster: {outcome:?}"));
+                return self.env.fail(format!(
+                    "a read from member {member} of the healed cluster: {outcome:?}"
+                ));
             };
             newest = newest.max(revision);
-            self.finals.push(FinalState { member, revision, kvs });
+            self.finals.push(FinalState {
+                member,
+                revision,
+                kvs,
+            });
         }
         self.watched(newest);
     }
@@ -407,7 +492,11 @@ impl World {
     fn watched(&mut self, revision: u64) {
         let members = self.voters_and_learners();
         self.phase = Phase::Done;
-        for watcher in self.watchers.iter_mut().filter(|watcher| !watcher.is_complete(revision)) {
+        for watcher in self
+            .watchers
+            .iter_mut()
+            .filter(|watcher| !watcher.is_complete(revision))
+        {
             watcher.connect(&mut self.env, &members, true);
             self.phase = Phase::Watching(revision);
         }
