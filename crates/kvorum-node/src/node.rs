@@ -231,14 +231,11 @@ impl Node {
         }
     }
 
-    /// The core decides what becomes of a staged snapshot; if it does not want it, neither does the stage.
+    /// The core decides what becomes of a staged snapshot; if it installs none, now or as soon as what came before
+    /// is durable, nothing staged is wanted.
     fn snapshot_received(&mut self, context: &mut Context<'_>, message: kvorum_raft::Message) {
-        let before = context.out.len();
         self.step_raft(context, kvorum_raft::Input::Message(message));
-        if !context.out[before..]
-            .iter()
-            .any(|effect| matches!(effect, Effect::Install(_)))
-        {
+        if !self.raft.status().installing {
             context.out.push(Effect::DropStaged);
         }
     }

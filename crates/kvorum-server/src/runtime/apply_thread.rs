@@ -88,7 +88,7 @@ impl Applier {
                 ApplyWork::BuildSnapshot { peer, at_least } => self.wanted.push((peer, at_least)),
                 ApplyWork::Install(meta) => self.install(meta)?,
                 ApplyWork::InstallSettled => self.settle()?,
-                ApplyWork::DropStaged => drop(self.stage.lock().expect("no panic while held").take()),
+                ApplyWork::DropStaged => self.stage.lock().expect("no panic while held").clear(),
                 ApplyWork::Housekeep { time_ms } => {
                     (self.inbox)(Input::Housekeeping(self.driver.housekeeping(time_ms)));
                 }
@@ -122,15 +122,13 @@ impl Applier {
     }
 
     fn install(&mut self, meta: SnapshotMeta) -> Result<(), String> {
-        let staged = self.stage.lock().expect("no panic while held").take();
-        let machine = staged.ok_or("a snapshot is to be installed and none is staged")?;
         let last = meta.last;
-        if machine.applied() != (last.term, last.index) {
-            return Err(format!(
-                "the staged snapshot is at {:?}, not at {last:?}",
-                machine.applied()
-            ));
-        }
+        let machine = {
+            let mut stage = self.stage.lock().expect("no panic while held");
+            let machine = stage.remove(&(last.index, last.term));
+            stage.retain(|(index, _), _| *index > last.index);
+            machine.ok_or_else(|| format!("the snapshot at {last:?} is to be installed and is not staged"))?
+        };
         let record = InstallRecord {
             index: last.index,
             term: last.term,

@@ -209,8 +209,8 @@ fn encoded(message: &Message) -> Bytes {
     bytes.into()
 }
 
-/// A received snapshot that waits for the core's word.
-pub(crate) type Stage = Arc<Mutex<Option<StateMachine<LsmStore>>>>;
+/// Received snapshots that wait for the core's word, by index and term of their last entry.
+pub(crate) type Stage = Arc<Mutex<BTreeMap<(u64, u64), StateMachine<LsmStore>>>>;
 
 /// Receives snapshots.
 #[derive(Clone)]
@@ -335,7 +335,11 @@ impl ReceiverShared {
         let message = message.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let machine = sink.finish(self.machine_options.clone());
         let machine = machine.map_err(|error| Status::data_loss(error.to_string()))?;
-        *self.stage.lock().expect("no panic while held") = Some(machine);
+        let (term, index) = machine.applied();
+        self.stage
+            .lock()
+            .expect("no panic while held")
+            .insert((index, term), machine);
         (self.inbox)(Input::SnapshotReceived(message));
         Ok(SnapshotDone {
             complete: true,
