@@ -1,0 +1,21 @@
+//! Real processes on loopback with their data on a real file system, killed with kill -9: what only shows
+//! where operating system, sockets and files are not simulated.
+//!
+//! `KVORUM_TEST_BINARY` names another program to test than the one that Cargo built, a release build for
+//! instance; `KVORUM_TEST_SEED` draws other members to kill. The tests take turns: two clusters on one small
+//! machine would only measure each other.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bad_input;
+mod cluster;
+mod damage;
+mod demo;
+mod http;
+mod import;
+mod kill_cycles;
+mod load;
+mod one_member;
+mod program;
+mod replacement;
+mod stop;
