@@ -122,6 +122,11 @@ impl Raft {
             self.raise_commit(last.index);
             return self.acknowledge_snapshot(from, epoch, last.index, last.index);
         }
+        // The term must be durable before the snapshot is: a crash after the install would leave a state of a
+        // later term than the log's, which looks corrupt (RS2). Until then the snapshot counts as lost.
+        if !self.writes.is_idle() {
+            return;
+        }
         let term = self.hard_state.term;
         match &mut self.installing {
             Some(installing) if installing.meta.last.index > last.index => {}
@@ -139,19 +144,6 @@ impl Raft {
                 self.outbox.push(Effect::Install(meta));
             }
         }
-    }
-
-    fn acknowledge_snapshot(&mut self, to: MemberId, epoch: u64, prev: Index, matched: Index) {
-        let (round, result) = (self.round_heard, AppendResult::Matched(matched));
-        self.send_when_durable(
-            to,
-            MessageBody::AppendReply {
-                epoch,
-                round,
-                prev,
-                result,
-            },
-        );
     }
 
     /// The state machine is the snapshot: the log follows, in one write, then the answer (SN3).

@@ -74,6 +74,11 @@ impl Writes {
         self.persisted
     }
 
+    /// Whether the disk holds everything that this member has accepted.
+    pub fn is_idle(&self) -> bool {
+        self.done == self.issued && self.pending == Pending::default()
+    }
+
     pub fn issued(&self) -> Seq {
         self.issued
     }

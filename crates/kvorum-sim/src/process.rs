@@ -128,7 +128,8 @@ pub(crate) struct Process {
     pub views: BTreeMap<MemberId, SnapshotReader<MemView>>,
     pub outgoing: Vec<Outgoing>,
     pub incoming: Option<Incoming>,
-    pub staged: VecDeque<StateMachine<SimStore>>,
+    /// Received snapshots that wait for the core's word, by index and term of their last entry.
+    pub staged: BTreeMap<(Index, Term), StateMachine<SimStore>>,
     pub watching: Watching,
 
     leading: bool,
@@ -177,7 +178,7 @@ impl Process {
             views: BTreeMap::new(),
             outgoing: Vec::new(),
             incoming: None,
-            staged: VecDeque::new(),
+            staged: BTreeMap::new(),
             watching,
             leading: false,
             joint,
@@ -359,9 +360,9 @@ impl Process {
                 self.apply_work(env, ApplyWork::BuildSnapshot { peer, at_least });
             }
             Effect::SendSnapshot(message) => self.send_snapshot(env, message),
-            Effect::Install(meta) => self.install(env, meta),
+            Effect::Install(meta) => self.apply_work(env, ApplyWork::Install(meta)),
             Effect::InstallSettled => self.apply_work(env, ApplyWork::InstallSettled),
-            Effect::DropStaged => drop(self.take_staged()),
+            Effect::DropStaged => self.apply_work(env, ApplyWork::DropStaged),
             Effect::Send(message) => self.send(env, &message),
             Effect::WritesFailed { seqs, why } => self.writes_failed(env, &seqs, why),
             Effect::ReadsReady(ids) => {
@@ -406,22 +407,6 @@ impl Process {
             ));
         }
         self.apply_work(env, ApplyWork::Apply(entries));
-    }
-
-    fn install(&mut self, env: &mut Env, meta: SnapshotMeta) {
-        let Some(machine) = self.take_staged() else {
-            return env.fail(format!(
-                "member {} installs a snapshot that is not staged",
-                self.id
-            ));
-        };
-        if machine.applied() != (meta.last.term, meta.last.index) {
-            return env.fail(format!(
-                "member {} installs another snapshot than the staged one",
-                self.id
-            ));
-        }
-        self.apply_work(env, ApplyWork::Install(meta, Box::new(machine)));
     }
 
     fn send(&mut self, env: &mut Env, message: &PeerMessage) {

@@ -32,7 +32,8 @@ pub(crate) enum LogWork {
 pub(crate) enum ApplyWork {
     Apply(Vec<Entry>),
     BuildSnapshot { peer: MemberId, at_least: Index },
-    Install(SnapshotMeta, Box<StateMachine<SimStore>>),
+    Install(SnapshotMeta),
+    DropStaged,
     InstallSettled,
     Housekeep { time_ms: u64 },
 }
@@ -250,7 +251,8 @@ impl Process {
                 self.apply_entries(env, entries);
             }
             ApplyWork::BuildSnapshot { peer, at_least } => self.wanted.push((peer, at_least)),
-            ApplyWork::Install(meta, machine) => self.installed(env, meta, *machine),
+            ApplyWork::Install(meta) => self.install(env, meta),
+            ApplyWork::DropStaged => self.staged.clear(),
             ApplyWork::InstallSettled => self.install = None,
             ApplyWork::Housekeep { time_ms } => {
                 let found = self.replica.apply.housekeeping(time_ms);
@@ -358,7 +360,16 @@ impl Process {
         env.must(check);
     }
 
-    fn installed(&mut self, env: &mut Env, meta: SnapshotMeta, machine: StateMachine<SimStore>) {
+    /// The staged snapshot becomes the state.
+    fn install(&mut self, env: &mut Env, meta: SnapshotMeta) {
+        let last = meta.last;
+        let Some(machine) = self.staged.remove(&(last.index, last.term)) else {
+            return env.fail(format!(
+                "member {} installs a snapshot at {last:?} that is not staged",
+                self.id
+            ));
+        };
+        self.staged.retain(|(index, _), _| *index > last.index);
         env.reach(Mark::SnapshotInstalled);
         let report = self.replica.apply.install(machine);
         self.install = (!env.has_bug(Bug::InstallRecordLost)).then_some((meta.last.index, meta.last.term));

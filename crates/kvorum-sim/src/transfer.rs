@@ -204,7 +204,8 @@ impl Process {
         };
         match incoming.sink.finish(self.machine_options()) {
             Ok(machine) => {
-                self.staged.push_back(machine);
+                let (term, index) = machine.applied();
+                self.staged.insert((index, term), machine);
                 self.push(env, Input::SnapshotReceived(message));
                 env.transmit(
                     self.id,
@@ -220,10 +221,5 @@ impl Process {
                 self.id
             )),
         }
-    }
-
-    /// Takes the oldest staged snapshot: the core decides about them in the order in which they came.
-    pub(crate) fn take_staged(&mut self) -> Option<StateMachine<SimStore>> {
-        self.staged.pop_front()
     }
 }

@@ -85,6 +85,8 @@ pub struct Cluster {
     /// What is worth a line, in order.
     pub events: Vec<String>,
     queue: VecDeque<(MemberId, Input)>,
+    /// Entries of another leader were cut so many times.
+    pub cut: usize,
     /// The read that is the current input: answered in the same step, it needed no round.
     reading: Option<Token>,
 }
@@ -122,6 +124,7 @@ impl Cluster {
             oracle: Oracle::default(),
             events: Vec::new(),
             queue: VecDeque::new(),
+            cut: 0,
             reading: None,
         }
     }
@@ -241,6 +244,9 @@ impl Cluster {
         // Writes first: what the oracle asks of the log then includes this step.
         for effect in &out {
             if let Effect::Persist(write) = effect {
+                if write.snapshot.is_none() && write.truncate_from.is_some() {
+                    self.cut += 1;
+                }
                 self.oracle.wrote(id, write, node.raft.as_ref().unwrap());
             }
         }
