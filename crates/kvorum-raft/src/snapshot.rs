@@ -146,6 +146,19 @@ impl Raft {
         }
     }
 
+    fn acknowledge_snapshot(&mut self, to: MemberId, epoch: u64, prev: Index, matched: Index) {
+        let (round, result) = (self.round_heard, AppendResult::Matched(matched));
+        self.send_when_durable(
+            to,
+            MessageBody::AppendReply {
+                epoch,
+                round,
+                prev,
+                result,
+            },
+        );
+    }
+
     /// The state machine is the snapshot: the log follows, in one write, then the answer (SN3).
     pub(crate) fn on_snapshot_installed(&mut self, meta: SnapshotMeta) {
         let done = self
