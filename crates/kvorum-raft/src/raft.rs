@@ -262,6 +262,7 @@ impl Raft {
                 match promise {
                     Promise::Send(message) => self.outbox.push(Effect::Send(message)),
                     Promise::OwnVote { term, campaign } => self.on_own_vote(term, campaign),
+                    Promise::Install(last) => self.install(last),
                 }
             }
             self.drive_leader();

@@ -8,6 +8,7 @@ use crate::message::{AppendResult, MessageBody};
 use crate::progress::{Stream, Transfer};
 use crate::raft::Raft;
 use crate::types::{Index, LogId, MemberId, SnapshotMeta, Term};
+use crate::writes::Promise;
 
 /// The snapshot that the shell makes this member's state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -122,11 +123,6 @@ impl Raft {
             self.raise_commit(last.index);
             return self.acknowledge_snapshot(from, epoch, last.index, last.index);
         }
-        // The term must be durable before the snapshot is: a crash after the install would leave a state of a
-        // later term than the log's, which looks corrupt (RS2). Until then the snapshot counts as lost.
-        if !self.writes.is_idle() {
-            return;
-        }
         let term = self.hard_state.term;
         match &mut self.installing {
             Some(installing) if installing.meta.last.index > last.index => {}
@@ -141,8 +137,17 @@ impl Raft {
                     term,
                     epoch,
                 });
-                self.outbox.push(Effect::Install(meta));
+                // The term must be durable before the snapshot is: a crash after the install would leave a
+                // state of a later term than the log's, which looks corrupt (RS2).
+                self.writes.hold(Promise::Install(last));
             }
+        }
+    }
+
+    /// Everything that was written when the snapshot came is durable: it may become the state.
+    pub(crate) fn install(&mut self, last: LogId) {
+        if let Some(installing) = self.installing.as_ref().filter(|it| it.meta.last == last) {
+            self.outbox.push(Effect::Install(installing.meta.clone()));
         }
     }
 

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use crate::interface::Persist;
 use crate::message::{AppendResult, Message, MessageBody};
-use crate::types::{Entry, HardState, Index, Micros, Seq, SnapshotMeta, Term};
+use crate::types::{Entry, HardState, Index, LogId, Micros, Seq, SnapshotMeta, Term};
 
 /// What may happen only when the disk holds everything written so far.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -18,6 +18,8 @@ pub(crate) enum Promise {
     Send(Message),
     /// The own vote counts.
     OwnVote { term: Term, campaign: u64 },
+    /// The snapshot that ends here becomes the state.
+    Install(LogId),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -72,11 +74,6 @@ impl Writes {
     /// The own log is durable up to here.
     pub fn persisted(&self) -> Index {
         self.persisted
-    }
-
-    /// Whether the disk holds everything that this member has accepted.
-    pub fn is_idle(&self) -> bool {
-        self.done == self.issued && self.pending == Pending::default()
     }
 
     pub fn issued(&self) -> Seq {
@@ -210,6 +207,7 @@ impl Writes {
         let keeps = |promise: &Promise| match promise {
             Promise::Send(message) => message.term >= term,
             Promise::OwnVote { term: voted, .. } => *voted >= term,
+            Promise::Install(_) => true,
         };
         self.gated.retain(|gated| keeps(&gated.promise));
         self.fresh.retain(keeps);
@@ -220,6 +218,7 @@ impl Writes {
         let keeps = |promise: &Promise| match promise {
             Promise::Send(message) => !matches!(message.body, MessageBody::Vote { .. }),
             Promise::OwnVote { .. } => false,
+            Promise::Install(_) => true,
         };
         self.gated.retain(|gated| keeps(&gated.promise));
         self.fresh.retain(keeps);

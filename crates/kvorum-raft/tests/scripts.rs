@@ -87,6 +87,7 @@ scripts! {
     snap_other_index
     snap_prefix
     snap_stale
+    snap_term
     stale_ack
     sticky
     sticky_leader
