@@ -80,6 +80,8 @@ pub struct Node {
     pub(crate) introduce_again_at: Micros,
     known: (u64, MemberId, Role),
     leaderless_since: Option<Micros>,
+    /// Begins with the boot nonce: a late answer to a forward of this member's last process must not be taken for
+    /// one to this process's forward.
     next_token: Token,
     next_sweep: Micros,
     /// Reused between steps.
@@ -100,6 +102,7 @@ impl Node {
         now: Micros,
     ) -> Node {
         let known = (raft.term(), raft.leader(), Role::Follower);
+        let next_token = (options.raft.boot << 32) & !Node::INTERNAL;
         Node {
             options,
             raft,
@@ -122,7 +125,7 @@ impl Node {
             introduce_again_at: 0,
             known,
             leaderless_since: Some(now),
-            next_token: 1,
+            next_token,
             next_sweep: 0,
             core_effects: Vec::new(),
         }

@@ -365,12 +365,28 @@ impl Node {
             .is_some_and(|batch| batch.last <= applied)
         {
             let batch = self.writes.in_log.pop_front().expect("just looked at it");
-            match self.raft.term_at(batch.last) {
+            self.settle_batch(context, batch);
+        }
+    }
+
+    /// Entry by entry, as a new leader may have kept the first part of a batch and cut the rest. What lies below
+    /// the log's base was perhaps applied elsewhere and came here by a snapshot, without an answer.
+    fn settle_batch(&mut self, context: &mut Context<'_>, batch: InLog) {
+        let first = batch.last + 1 - batch.seqs.len() as u64;
+        let kept = Some(batch.term);
+        if self.raft.term_at(first) == kept && self.raft.term_at(batch.last) == kept {
+            return;
+        }
+        let (mut superseded, mut unknown) = (Vec::new(), Vec::new());
+        for (index, seq) in (first..).zip(batch.seqs) {
+            match self.raft.term_at(index) {
                 Some(term) if term == batch.term => {}
-                Some(_) => context.fail(batch.seqs, WriteFailure::Superseded),
-                None => context.fail(batch.seqs, WriteFailure::LeaderLost),
+                Some(_) => superseded.push(seq),
+                None => unknown.push(seq),
             }
         }
+        context.fail(superseded, WriteFailure::Superseded);
+        context.fail(unknown, WriteFailure::LeaderLost);
     }
 
     /// How many local writes are between their callers and their answers.
