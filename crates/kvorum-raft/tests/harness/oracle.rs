@@ -11,6 +11,8 @@ use super::disk::Disk;
 pub struct Oracle {
     /// What was committed where, by whoever said so first.
     pub committed: BTreeMap<Index, Entry>,
+    /// In which term it was committed: only leaders of later terms must have it.
+    committed_in: BTreeMap<Index, Term>,
     /// Each member's log as it accepted it, durable or not, and what it has committed of it.
     accepted: BTreeMap<MemberId, Accepted>,
     leaders: BTreeMap<Term, MemberId>,
@@ -200,7 +202,8 @@ impl Oracle {
         assert_eq!(other, id, "two leaders in term {term}");
         // Leader completeness.
         for (index, entry) in &self.committed {
-            if entry.term < term && !self.lossy {
+            let committed_in = self.committed_in.get(index).copied().unwrap_or(0);
+            if committed_in < term && !self.lossy {
                 let own = raft.term_at(*index);
                 let covered = *index < raft.status().first;
                 assert!(
@@ -241,7 +244,7 @@ impl Oracle {
                 covered >= to || node.disk.term_at(to) == Some(raft.term())
             };
             assert!(
-                configuration.has_quorum(holds),
+                is_quorum(configuration, holds),
                 "{id} committed {to} without a durable quorum"
             );
         }
@@ -254,6 +257,7 @@ impl Oracle {
                 );
                 continue;
             };
+            self.committed_in.entry(index).or_insert(raft.term());
             let first = self.committed.entry(index).or_insert_with(|| entry.clone());
             assert_eq!(first, entry, "{id} committed another entry {index}");
         }
@@ -296,4 +300,14 @@ impl Oracle {
     pub fn fatal(&self, id: MemberId, why: &str) {
         assert!(self.may_fail, "member {id} stopped: {why}");
     }
+}
+
+/// A majority of each half; counted here, not by the crate under test.
+fn is_quorum(configuration: &Configuration, holds: impl Fn(MemberId) -> bool) -> bool {
+    [&configuration.voters, &configuration.outgoing]
+        .into_iter()
+        .all(|half| {
+            let count = half.iter().filter(|id| holds(**id)).count();
+            half.is_empty() || 2 * count > half.len()
+        })
 }
