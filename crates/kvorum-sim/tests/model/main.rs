@@ -13,9 +13,9 @@ mod shared;
 mod shell;
 mod suite;
 
-use check::{closes, holds_in_a_bounded_search};
+use check::{closes, finds, holds_in_a_bounded_search};
 use kvorum_raft::*;
-use suite::{Budget, Clock, Network, Start, Suite, config_entry, log};
+use suite::{Budget, Clock, Network, Plant, Start, Suite, config_entry, log};
 
 /// Two election timeouts, a crash: who leads, and by whose votes.
 fn election() -> Suite {
@@ -111,12 +111,14 @@ fn membership() -> Suite {
     };
     Suite {
         starts: vec![start; 3],
-        campaigners: vec![2],
+        campaigners: vec![2, 3],
         budget: Budget {
-            campaigns: 1,
+            campaigns: 2,
+            crashes: 1,
             changes: 1,
             ..Budget::default()
         },
+        term_max: 4,
         leader_in_office: true,
         change: vec![MemberChange::Promote(3), MemberChange::Remove(2)],
         ..Suite::new("membership, replace")
@@ -135,9 +137,10 @@ fn mid_joint() -> Suite {
     let (without, with) = (start(&[&old]), start(&[&old, &joint]));
     Suite {
         starts: vec![with.clone(), without.clone(), without, with],
-        campaigners: vec![1, 2, 4],
+        campaigners: vec![2, 4],
         budget: Budget {
-            campaigns: 2,
+            campaigns: 1,
+            crashes: 1,
             ..Budget::default()
         },
         term_max: 4,
@@ -359,8 +362,85 @@ fn larger_bounds_hold_as_far_as_searched() {
             term_max: suite.term_max + 1,
             network: Network::Unordered,
             refusals: true,
+            commit_hints: true,
             ..suite
         };
         holds_in_a_bounded_search(&larger);
     }
+}
+
+// The harness is proved: each bug, planted in the shell around the cores, is found by the suite named.
+
+#[test]
+fn disk_finds_writes_reported_too_early() {
+    let rules = [
+        "a vote is true of the disk when it leaves",
+        "an acknowledgement is true of the disk when it leaves",
+    ];
+    finds(&disk(), Plant::PersistedTooEarly, &rules);
+}
+
+#[test]
+fn disk_finds_a_leader_that_counts_what_it_has_not_synced() {
+    let rules = ["a commit is of the leader's term and durable on a quorum"];
+    finds(&disk(), Plant::LeaderCountsUnsynced, &rules);
+}
+
+#[test]
+fn election_finds_a_lost_vote() {
+    let rules = ["one vote a term, across restarts", "at most one leader a term"];
+    finds(&election(), Plant::VoteLost, &rules);
+}
+
+#[test]
+fn replication_finds_a_forgotten_cut() {
+    let rules = [
+        "an acknowledgement is true of the disk when it leaves",
+        "equal entries have equal pasts",
+    ];
+    finds(&replication(), Plant::CutForgotten, &rules);
+}
+
+#[test]
+fn membership_finds_a_forgotten_configuration() {
+    let rules = [
+        "a committed entry never changes",
+        "equal entries have equal pasts",
+        "an acknowledgement is true of the disk when it leaves",
+    ];
+    finds(&membership(), Plant::ConfigurationForgotten, &rules);
+}
+
+#[test]
+fn snapshot_finds_an_install_reported_too_early() {
+    let rules = ["a member restarts from its disk"];
+    finds(&snapshot(), Plant::InstallTooEarly, &rules);
+}
+
+/// A read's name comes twice: the answer to the first life's read reaches the second's.
+#[test]
+fn reads_find_a_boot_number_used_twice() {
+    let suite = Suite {
+        budget: Budget {
+            crashes: 1,
+            reads: 2,
+            proposals: 1,
+            ..Budget::default()
+        },
+        ..reads()
+    };
+    finds(
+        &suite,
+        Plant::BootNotFresh,
+        &["a read sees every commit before its arrival"],
+    );
+}
+
+#[test]
+fn lease_finds_a_restart_without_silence() {
+    let rules = [
+        "at most one valid lease",
+        "a read sees every commit before its arrival",
+    ];
+    finds(&lease(), Plant::SilenceForgotten, &rules);
 }
