@@ -13,6 +13,7 @@ use kvorum_raft::{Entry, SnapshotMeta};
 use super::clock;
 use super::peers::Inbox;
 use super::snapshots::{Built, Stage};
+use super::space::{Part, SpaceWatch};
 use crate::handle::{ReplicaPort, StoreFigures};
 use crate::metrics::Metrics;
 use crate::watching::WatchHandle;
@@ -21,6 +22,8 @@ use crate::watching::WatchHandle;
 const IDLE: Duration = Duration::from_millis(50);
 /// Most entries applied as one batch.
 const ENTRIES_MAX: usize = 8192;
+/// Between two looks whether a full disk has space again.
+const SPACE_RETRY: Duration = Duration::from_millis(250);
 /// How often the figures are published, in ms.
 const FIGURES_INTERVAL_MS: u64 = 200;
 
@@ -49,7 +52,14 @@ pub(crate) struct Applier {
     pub(crate) figures_at: u64,
     /// The flushed index that the replica was last told.
     pub(crate) flushed_told: u64,
-    pub(crate) space_warned: bool,
+    /// Whether the store cannot flush for lack of space.
+    pub(crate) full: bool,
+    /// Bytes of entries applied since then.
+    pub(crate) since_full: usize,
+    /// Most bytes of entries that are applied without asking the store in between: a fraction of what it still takes
+    /// into memory when its disk is full.
+    pub(crate) piece_bytes: usize,
+    pub(crate) space: Arc<SpaceWatch>,
 }
 
 impl Applier {
@@ -99,13 +109,38 @@ impl Applier {
         }
     }
 
+    /// Applies entries in pieces that the store can take. An error in the middle of one would be the end of this
+    /// member, so that the store is asked before, never surprised.
     fn apply(&mut self, entries: Vec<Entry>) -> Result<(), String> {
+        let mut piece = Vec::new();
+        let mut bytes = 0;
+        for entry in entries {
+            if bytes > 0 && bytes + entry.data.len() > self.piece_bytes {
+                self.apply_piece(std::mem::take(&mut piece), std::mem::take(&mut bytes))?;
+                self.maintain()?;
+            }
+            bytes += entry.data.len();
+            piece.push(entry);
+        }
+        self.apply_piece(piece, bytes)
+    }
+
+    /// While the disk is full the store takes a little into memory; beyond that, entries wait here for space.
+    fn apply_piece(&mut self, entries: Vec<Entry>, bytes: usize) -> Result<(), String> {
+        if self.full {
+            self.since_full += bytes;
+        }
+        while self.full && self.since_full > self.piece_bytes {
+            std::thread::park_timeout(SPACE_RETRY);
+            self.maintain()?;
+        }
         let done = self.driver.apply(entries).map_err(|error| error.to_string())?;
         self.metrics.note_applied(&done.replies);
-        self.port.complete(done.replies);
+        // Before the answers: a watch that is created after a write was answered begins after it.
         if !done.events.is_empty() {
             self.watch.publish(done.events);
         }
+        self.port.complete(done.replies);
         self.flushed_told = done.report.flushed;
         (self.inbox)(Input::Applied(done.report));
         Ok(())
@@ -156,14 +191,20 @@ impl Applier {
     fn maintain(&mut self) -> Result<(), String> {
         let now_ms = clock::now() / 1000;
         match self.driver.machine_mut().maintenance(now_ms) {
-            Ok(_) => self.space_warned = false,
-            Err(StoreError::NoSpace) => {
-                if !std::mem::replace(&mut self.space_warned, true) {
-                    tracing::error!(
-                        "the store's disk is full; free some space, it then goes on by itself when there is space"
-                    );
-                }
+            Ok(_) if self.full => {
+                (self.full, self.since_full) = (false, 0);
+                self.space.tell(Part::Store, false);
+                tracing::info!("the store's disk has space again");
             }
+            Ok(_) => {}
+            Err(StoreError::NoSpace) if !self.full => {
+                self.full = true;
+                self.space.tell(Part::Store, true);
+                tracing::error!(
+                    "the store's disk is full: writes that need space are refused until there is some; free some space"
+                );
+            }
+            Err(StoreError::NoSpace) => {}
             Err(error) => return Err(error.to_string()),
         }
         if now_ms >= self.figures_at {

@@ -15,6 +15,7 @@ use kvorum_wal::{Disk, Space, WalError};
 
 use super::figures::LogFigures;
 use super::peers::Inbox;
+use super::space::{Part, SpaceWatch};
 
 /// Between two tries to write to a full disk.
 const SPACE_RETRY: Duration = Duration::from_millis(250);
@@ -46,6 +47,7 @@ pub(crate) fn run_writer<D: Disk>(
     mut log: LogDriver<D>,
     work: &Receiver<LogWork>,
     inbox: &Inbox,
+    space: &SpaceWatch,
     figures: &Arc<LogFigures>,
 ) -> Result<(), WalError> {
     let mut exhausted = false;
@@ -58,31 +60,36 @@ pub(crate) fn run_writer<D: Disk>(
             match item {
                 LogWork::Persist(persist) => persists.push_back(persist),
                 LogWork::Purge(base) => {
-                    write(&mut log, &mut persists, inbox, &mut exhausted, figures)?;
+                    write(&mut log, &mut persists, inbox, space, &mut exhausted, figures)?;
                     fatal_to_replica(log.purge(&base), inbox)?;
                 }
                 LogWork::Stop => {
-                    write(&mut log, &mut persists, inbox, &mut exhausted, figures)?;
+                    write(&mut log, &mut persists, inbox, space, &mut exhausted, figures)?;
                     return log.close();
                 }
             }
         }
-        write(&mut log, &mut persists, inbox, &mut exhausted, figures)?;
+        write(&mut log, &mut persists, inbox, space, &mut exhausted, figures)?;
         figures.note_stats(&log.wal().stats());
         // Claiming space ahead failed: what is claimed still serves, but nothing that needs space is accepted.
         while exhausted != (log.wal().space() == Space::Exhausted) {
             exhausted = !exhausted;
-            inbox(Input::Space { exhausted });
+            space.tell(Part::Log, exhausted);
         }
         if !exhausted {
             // Between two batches: the space of the next segment is claimed here, not inside an append.
             fatal_to_replica(log.wal().prepare_next(), inbox)?;
         }
-        if exhausted && let Some(next) = retry_claim(&mut log, work, inbox, &mut exhausted)? {
+        if exhausted && let Some(next) = retry_claim(&mut log, work, inbox, space, &mut exhausted)? {
             match next {
-                LogWork::Persist(persist) => {
-                    write(&mut log, &mut [persist].into(), inbox, &mut exhausted, figures)?
-                }
+                LogWork::Persist(persist) => write(
+                    &mut log,
+                    &mut [persist].into(),
+                    inbox,
+                    space,
+                    &mut exhausted,
+                    figures,
+                )?,
                 LogWork::Purge(base) => fatal_to_replica(log.purge(&base), inbox)?,
                 LogWork::Stop => return log.close(),
             }
@@ -95,6 +102,7 @@ fn retry_claim<D: Disk>(
     log: &mut LogDriver<D>,
     work: &Receiver<LogWork>,
     inbox: &Inbox,
+    space: &SpaceWatch,
     exhausted: &mut bool,
 ) -> Result<Option<LogWork>, WalError> {
     loop {
@@ -105,7 +113,7 @@ fn retry_claim<D: Disk>(
         }
         if fatal_to_replica(log.wal().retry_claim(), inbox)? == Space::Healthy {
             *exhausted = false;
-            inbox(Input::Space { exhausted: false });
+            space.tell(Part::Log, false);
             return Ok(None);
         }
     }
@@ -115,6 +123,7 @@ fn write<D: Disk>(
     log: &mut LogDriver<D>,
     persists: &mut VecDeque<Persist>,
     inbox: &Inbox,
+    space: &SpaceWatch,
     exhausted: &mut bool,
     figures: &LogFigures,
 ) -> Result<(), WalError> {
@@ -135,7 +144,7 @@ fn write<D: Disk>(
                     tracing::error!(
                         "the log's disk is full ({error}); writes that need space are refused until there is some"
                     );
-                    inbox(Input::Space { exhausted: true });
+                    space.tell(Part::Log, true);
                 }
                 std::thread::park_timeout(SPACE_RETRY);
             }

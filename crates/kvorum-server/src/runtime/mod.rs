@@ -18,6 +18,7 @@ mod peers;
 mod replica_thread;
 mod serve;
 mod snapshots;
+mod space;
 
 pub use directory::StartError;
 pub use replica_thread::End;

@@ -234,8 +234,13 @@ async fn run_lane(
                 }
             }
         }
+        let mut dropped = false;
         while messages.try_recv().is_ok() {
-            // Nobody to send it to.
+            dropped = true;
+        }
+        if dropped {
+            // There is nobody to send it to: who waits for an answer shall not wait for long.
+            (shared.inbox)(Input::Unreachable(id));
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(BACKOFF.1);

@@ -26,6 +26,7 @@ use super::peer_service::PeerService;
 use super::peers::{FRAME_BYTES_MAX, Inbox, OnRemoved, PeerNet, WINDOW_BYTES};
 use super::replica_thread::{self, End, OnCluster, Outlets};
 use super::snapshots::{Built, SnapshotReceiver, SnapshotSender, Stage};
+use super::space::SpaceWatch;
 use crate::api::{self, Core};
 use crate::budget::Budget;
 use crate::handle::{
@@ -295,6 +296,7 @@ impl Member {
                 Box::new(move |status| port.publish_node(status))
             },
         };
+        let space = Arc::new(SpaceWatch::new(inbox.clone()));
         let applier = Applier {
             driver: apply,
             inbox: inbox.clone(),
@@ -306,7 +308,10 @@ impl Member {
             wanted: Vec::new(),
             figures_at: 0,
             flushed_told: 0,
-            space_warned: false,
+            full: false,
+            since_full: 0,
+            piece_bytes: options.memtable_bytes / 4,
+            space: space.clone(),
         };
         let stop = Arc::new(AtomicBool::new(false));
         let log_reader = log.reader();
@@ -314,7 +319,7 @@ impl Member {
             thread("log", &ending, {
                 let inbox = inbox.clone();
                 move || {
-                    run_writer(log, &log_queue, &inbox, &figures)
+                    run_writer(log, &log_queue, &inbox, &space, &figures)
                         .err()
                         .map(|error| End::Fatal(error.to_string()))
                 }
