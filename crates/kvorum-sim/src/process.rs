@@ -14,7 +14,7 @@ use kvorum_node::{
     AdminError, AdminReply, AdminRequest, Effect, Input, Node, PeerBody, PeerMessage, Proposal, ReadRequest,
     WriteFailure,
 };
-use kvorum_raft::{AppendResult, Entry, Index, MemberId, MessageBody, Micros, SnapshotMeta, Term};
+use kvorum_raft::{AppendResult, Entry, Index, MemberId, MessageBody, Micros, Term};
 use kvorum_wal::SimDisk;
 
 use crate::bugs::Bug;

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use kvorum_model::Envelope;
-use kvorum_mvcc::{Options, SimStore, StateMachine};
+use kvorum_mvcc::Options;
 use kvorum_node::{Applications, Input};
 use kvorum_raft::{Entry, EntryKind, Index, MemberId, Micros, Persist, SnapshotMeta};
 use kvorum_wal::{Space, WalError};

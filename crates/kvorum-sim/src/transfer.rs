@@ -2,7 +2,7 @@
 //! before the next is sent. Whatever breaks the connection ends the transfer; the core then begins another.
 
 use bytes::{Bytes, BytesMut};
-use kvorum_mvcc::{MemView, SimStore, SnapshotReader, SnapshotSink, StateMachine};
+use kvorum_mvcc::{MemView, SimStore, SnapshotReader, SnapshotSink};
 use kvorum_node::{Input, PeerBody, PeerMessage};
 use kvorum_raft::{MemberId, Message};
 
