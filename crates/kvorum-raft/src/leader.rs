@@ -172,11 +172,12 @@ impl Raft {
     fn heartbeat_all(&mut self) {
         let keep = self.needed_above().unwrap_or(0);
         let (now, interval) = (self.clock.now, self.options.heartbeat_interval);
+        let confirmed = self.confirmed_round();
         let Some(leader) = self.as_leader_mut() else {
             return;
         };
         leader.heartbeat_at = now + interval;
-        leader.reads.start_round(now);
+        leader.reads.start_round(now, confirmed);
         let everyone: Vec<MemberId> = leader.peers.keys().copied().collect();
         self.send_heartbeats(&everyone, keep);
     }

@@ -48,8 +48,9 @@ impl LeaderReads {
         self.round
     }
 
-    /// A round starts: what waits joins it.
-    pub fn start_round(&mut self, now: Micros) {
+    /// A round starts: what waits joins it. Rounds older than the newest confirmed one are forgotten.
+    pub fn start_round(&mut self, now: Micros, confirmed: u64) {
+        self.confirmed_start(confirmed);
         self.round += 1;
         self.started.push_back((self.round, now));
         let round = self.round;
@@ -62,6 +63,7 @@ impl LeaderReads {
 
     /// An aborted transfer's TimeoutNow may still arrive.
     pub fn timeout_now_is_out(&mut self, target: MemberId, last: Index) {
+        self.timeouts_out.retain(|&(id, _)| id != target);
         self.timeouts_out.push((target, last));
     }
 
@@ -184,7 +186,7 @@ impl Raft {
             if !leader.reads.confirming.is_empty() || leader.reads.waiting.is_empty() {
                 return;
             }
-            leader.reads.start_round(now);
+            leader.reads.start_round(now, confirmed);
             let configuration = self.log.configuration();
             let voters: Vec<MemberId> = configuration
                 .voters
@@ -196,7 +198,7 @@ impl Raft {
     }
 
     /// The newest round that a quorum of the latest configuration has answered (RD2, RD3).
-    fn confirmed_round(&self) -> u64 {
+    pub(crate) fn confirmed_round(&self) -> u64 {
         let Some(leader) = self.as_leader() else { return 0 };
         self.log.configuration().quorum_value(|id| {
             if id == self.options.id {
@@ -354,4 +356,20 @@ fn lease_length(t_min: Micros) -> Micros {
     let million = 1_000_000;
     let length = t_min.saturating_mul(million - CLOCK_ERROR_PPM) / (million + CLOCK_ERROR_PPM);
     length - t_min / 20
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rd6_only_rounds_that_matter_are_remembered() {
+        let mut reads = LeaderReads::default();
+        for round in 0..1000u64 {
+            reads.start_round(round, round.saturating_sub(2));
+        }
+        assert!(reads.started.len() < 5);
+        assert_eq!(reads.confirmed_start(999), Some(998));
+        assert_eq!(reads.confirmed_start(998), None);
+    }
 }
