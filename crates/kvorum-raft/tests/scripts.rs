@@ -100,6 +100,7 @@ scripts! {
     transfer_removed
     two_to_one
     vote_gated
+    vote_joint
     vote_log
     window_lost
 }
