@@ -135,6 +135,8 @@ impl Progress {
         self.window_bytes = 0;
         self.fetch = None;
         self.poked = false;
+        // What was told beyond its log went with messages that it did not take.
+        self.told_commit = self.told_commit.min(self.matched);
     }
 
     /// The peer acknowledged everything up to `index`. True if that is news.
