@@ -355,7 +355,11 @@ impl Node {
                 context.out.push(Effect::BuildSnapshot { peer, at_least })
             }
             Core::SendSnapshot(message) => context.out.push(Effect::SendSnapshot(message)),
-            Core::Install(meta) => context.out.push(Effect::Install(meta)),
+            Core::Install(meta) => {
+                // The store's install record will be this one's: what settles the one before must not clear it.
+                self.unsettled_install = None;
+                context.out.push(Effect::Install(meta));
+            }
             Core::ReadReady { token, index } => self.read_confirmed(context, token, index),
             Core::ReadDropped { token } => self.read_dropped(token),
             Core::Accepted { token, term, first } => {
