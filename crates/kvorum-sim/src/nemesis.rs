@@ -97,7 +97,7 @@ impl Nemesis {
             }
             Fault::Pause => {
                 hosts.get_mut(&victim).expect("it runs").pause(env);
-                let length = env.random.about(2 * env.profile.election_timeout);
+                let length = env.random.about(3 * env.profile.election_timeout);
                 env.schedule(length, Event::Resume { host: victim });
             }
             Fault::Isolate => partition(env, links_between(&[victim], &up, true)),

@@ -376,7 +376,7 @@ impl Process {
         self.note_state(env);
         self.watch_installed(env);
         self.push(env, Input::Installed { meta, report });
-        if !env.calm && env.random.one_in(6) {
+        if !env.calm && env.random.one_in(3) {
             // The log's reset follows at once; this is how a crash comes between.
             let delay = env.random.about(env.profile.disk);
             let power = env.random.one_in(2);
