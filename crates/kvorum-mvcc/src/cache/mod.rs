@@ -371,4 +371,24 @@ mod tests {
             "too large to keep: the old state goes all the same"
         );
     }
+
+    /// Two keys share a hash. The first was evicted once, so an old hint is there; then the second takes the place of
+    /// its newer record. The old hint must not come to light again: it leads to an old version.
+    #[test]
+    fn a_hint_that_was_not_kept_up_to_date_is_never_used() {
+        let cache = HeadCache::new(1 << 20, 1 << 20);
+        let set = |name: &str, main| cache.set(key(name), 1, live(name, main, 1), 0);
+        set("a", 5);
+        cache.shard(1).remove(0, 1000);
+        assert_eq!(cache.get(b"a", 1, 5), Known::Hint(Hint { main: 5, sub: 0 }));
+        set("a", 9);
+        set("b", 12);
+        assert_eq!(cache.get(b"a", 1, 20), Known::Nothing);
+        cache.shard(1).remove(0, 1000);
+        assert_eq!(
+            cache.get(b"a", 1, 20),
+            Known::Hint(Hint { main: 12, sub: 0 }),
+            "a record of it says that it is b's"
+        );
+    }
 }

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use kvorum_model::{Command, CommandLimits, Event, Reply, Revision};
 
 use super::model::Model;
-use super::{entry, open, random};
+use super::{entry, open, open_with, random};
 use crate::machine::{ApplyEntry, StateMachine};
 use crate::read::{ReadError, Wanted};
 use crate::snapshot::SnapshotSink;
@@ -21,17 +21,19 @@ struct Run {
     /// The digest after each entry at which a slice ended.
     digests: Vec<(u64, u128)>,
     now_ms: u64,
+    cache_bytes: usize,
 }
 
 impl Run {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, cache_bytes: usize) -> Self {
         Run {
             rng: Rng::new(seed),
             model: Model::new(),
-            machine: open(MemStore::new()),
+            machine: open_with(MemStore::new(), cache_bytes),
             log: Vec::new(),
             digests: Vec::new(),
             now_ms: 0,
+            cache_bytes,
         }
     }
 
@@ -114,7 +116,7 @@ impl Run {
     fn crash(&mut self) {
         let store = self.machine.store();
         store.flush_batches(self.rng.below(4) as usize);
-        self.machine = open(store.crash());
+        self.machine = open_with(store.crash(), self.cache_bytes);
         let at = self.machine.applied().1;
         assert_eq!(self.machine.flushed(), at);
         if let Some((_, digest)) = self.digests.iter().find(|(index, _)| *index == at) {
@@ -214,22 +216,49 @@ fn stored(store: &MemStore) -> Vec<(bytes::Bytes, bytes::Bytes)> {
         .unwrap()
 }
 
+fn run(seed: u64, cache_bytes: usize) {
+    let mut run = Run::new(seed, cache_bytes);
+    for _ in 0..350 {
+        run.step();
+    }
+    run.finish();
+    assert!(run.model.revision() > 500 && run.model.compacted > 300);
+}
+
 #[test]
 fn the_machine_is_the_model() {
-    for seed in 0..12 {
-        let mut run = Run::new(seed);
-        for _ in 0..350 {
-            run.step();
-        }
-        run.finish();
-        assert!(run.model.revision() > 500 && run.model.compacted > 300);
+    (0..6).for_each(|seed| run(seed, 16 * 3000));
+}
+
+/// No record is cached: the filter must know every key, and hints must lead to the newest version or nowhere.
+#[test]
+fn the_machine_without_a_cache_is_the_model() {
+    (6..12).for_each(|seed| run(seed, 0));
+}
+
+/// More keys than the cache holds, created after the filter was complete: each is found again, and none twice.
+#[test]
+fn keys_written_after_the_warm_up_are_found() {
+    let mut machine = open_with(MemStore::new(), 0);
+    machine.maintenance(0).unwrap();
+    let put = |n: u64| super::put(&format!("{}", n % 500), &format!("{n}"));
+    for n in 0..1_500 {
+        let applied = machine.apply(&[entry(n + 1, put(n))]).unwrap();
+        let kv = &applied.events[0].events[0].kv;
+        assert_eq!(kv.version as u64, n / 500 + 1, "key {} after {n} puts", n % 500);
+    }
+    let view = machine.reader().view();
+    for n in 0..500 {
+        let kv = view.get(format!("{n}").as_bytes()).unwrap().unwrap();
+        assert_eq!(kv.value.as_ref(), format!("{}", 1_000 + n).as_bytes());
+        assert_eq!(view.get(format!("missing {n}").as_bytes()), Ok(None));
     }
 }
 
 /// Every boundary that a flush can have, in a short run: the replay from it gives the same state and digest.
 #[test]
 fn a_crash_at_any_batch_replays_to_the_same_state() {
-    let mut run = Run::new(99);
+    let mut run = Run::new(99, 0);
     for step in 0..60 {
         run.apply_slice();
         if step % 7 == 0 {

@@ -52,14 +52,17 @@ pub(crate) fn put(key: &str, value: &str) -> Command {
 }
 
 pub(crate) fn open(store: MemStore) -> StateMachine<MemStore> {
-    StateMachine::open(
-        store,
-        Options {
-            cache_bytes: 16 * 3000,
-            ..Options::default()
-        },
-    )
-    .unwrap()
+    open_with(store, 16 * 3000)
+}
+
+/// With so much memory for records; with none, every look-up goes by filter, hint or search.
+fn open_with(store: MemStore, cache_bytes: usize) -> StateMachine<MemStore> {
+    let options = Options {
+        cache_bytes,
+        hint_bytes: 16 * 200,
+        ..Options::default()
+    };
+    StateMachine::open(store, options).unwrap()
 }
 
 /// Applies one command as the next entry.

@@ -535,6 +535,26 @@ fn a_slow_stream_costs_its_limit_and_loses_nothing() {
     assert!(!world.hub.is_full(slow));
 }
 
+/// Readers are ahead of the hub: what history shows beyond the hub's revision comes by `publish`, and once.
+#[test]
+fn history_ahead_of_the_hub_is_neither_lost_nor_doubled() {
+    let mut world = World::new(HubOptions {
+        ring_bytes: 0,
+        ..HubOptions::default()
+    });
+    world.puts("a", 4);
+    let unpublished: Vec<RevisionEvents> = (0..3)
+        .flat_map(|n| world.apply(put("a", &format!("late {n}"))))
+        .collect();
+    let stream = world.hub.open();
+    world.hub.create(stream, from("a", 2));
+    let reader = world.machine.reader();
+    assert_eq!(world.hub.catch_up(&reader, CatchUpBudget::default()), Ok(false));
+    assert_eq!(revisions(&world.hub.take(stream)), [2, 3, 4, 5]);
+    world.hub.publish(&unpublished);
+    assert_eq!(revisions(&world.hub.take(stream)), [6, 7, 8]);
+}
+
 #[test]
 #[should_panic(expected = "revisions are published one after the other")]
 fn a_revision_left_out_is_a_bug() {
