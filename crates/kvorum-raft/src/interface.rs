@@ -57,7 +57,8 @@ pub struct Options {
 pub struct Restored {
     /// Term and vote.
     pub hard_state: HardState,
-    /// The log's base: purge mark or last install. Entries start at `base.last.index + 1`.
+    /// The log's base: purge mark or last install. Entries start at `base.last.index + 1`; after a crash between
+    /// an install and the log's reset they are the old ones (RS3).
     pub base: SnapshotMeta,
     /// The recovered entries above the base, or only the newest part of them: see `terms`.
     pub entries: Vec<Entry>,
@@ -95,9 +96,11 @@ pub enum Input {
         /// Opaque bytes for the state machine, carried in the entry (in a joint change: in the first entry).
         context: Bytes,
     },
-    /// Hand leadership over (TR1–TR3).
+    /// Hand leadership over, to the best voter if 0 (TR1–TR3). A target that is not fit is ignored: ask
+    /// `Raft::check_transfer` first.
     TransferTo(MemberId),
-    /// A linearizable read wants an index (RD1–RD7). Answered by `ReadReady` or `ReadDropped`.
+    /// A linearizable read wants an index (RD1–RD7). Answered by `ReadReady` or `ReadDropped` (at once if too
+    /// many wait, FL2).
     Read {
         /// The shell's name for the (batch of) read(s).
         token: Token,
@@ -124,7 +127,8 @@ pub enum Input {
         /// What it covers.
         meta: SnapshotMeta,
     },
-    /// The shell's transfer to this peer ended.
+    /// The shell's transfer to this peer ended, or the snapshot could not be built. One stream per peer: a
+    /// stream that a later `SendSnapshot` replaces ends without a report (SN1).
     SnapshotSent {
         /// The peer.
         peer: MemberId,
@@ -212,7 +216,8 @@ pub enum Effect {
         /// A bound on the bytes; at least one entry is returned.
         bytes_max: usize,
     },
-    /// This peer needs a snapshot of at least this index; answer `SnapshotBuilt`, then `SnapshotSent`.
+    /// This peer needs a snapshot of at least this index, which may not be applied yet; answer
+    /// `SnapshotBuilt`, then `SnapshotSent`.
     NeedSnapshot {
         /// The peer.
         peer: MemberId,
