@@ -111,7 +111,11 @@ impl Node {
             context.fail(full.map(|proposal| proposal.seq).collect(), WriteFailure::NoSpace);
         }
         if !proposals.is_empty() {
-            self.writes.gathered.push_back(Gathered::Local(proposals));
+            // However many came together: what is one batch must fit into one write of the log.
+            let parts = parts(proposals, self.options.batch_bytes_max);
+            self.writes
+                .gathered
+                .extend(parts.into_iter().map(Gathered::Local));
             self.propose_gathered(context);
         }
     }
@@ -171,28 +175,19 @@ impl Node {
     }
 
     fn forward(&mut self, context: &mut Context<'_>, leader: MemberId, proposals: Vec<Proposal>) {
-        let mut rest = proposals;
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let count = rest
-                .iter()
-                .position(|proposal| {
-                    bytes += proposal.command.len();
-                    bytes > self.options.forward_bytes_max
-                })
-                .unwrap_or(rest.len())
-                .max(1);
-            let tail = rest.split_off(count);
+        for proposals in parts(proposals, self.options.forward_bytes_max) {
             let id = self.next_token();
-            let commands = rest.iter().map(|proposal| proposal.command.clone()).collect();
+            let commands = proposals
+                .iter()
+                .map(|proposal| proposal.command.clone())
+                .collect();
             let batch = Forwarded {
                 leader,
                 sent_at: context.now,
-                proposals: rest,
+                proposals,
             };
             self.writes.forwarded.insert(id, batch);
             context.send(leader, PeerBody::Forward { id, commands });
-            rest = tail;
         }
     }
 
@@ -412,6 +407,27 @@ impl Node {
     }
 }
 
+/// Divides proposals, in order, into parts of at most `bytes_max` bytes of commands; a single larger one is a part
+/// of its own.
+fn parts(proposals: Vec<Proposal>, bytes_max: usize) -> Vec<Vec<Proposal>> {
+    let mut parts: Vec<Vec<Proposal>> = Vec::new();
+    let mut room = 0;
+    for proposal in proposals {
+        let bytes = proposal.command.len();
+        match parts.last_mut() {
+            Some(part) if bytes <= room => {
+                room -= bytes;
+                part.push(proposal);
+            }
+            _ => {
+                room = bytes_max.saturating_sub(bytes);
+                parts.push(vec![proposal]);
+            }
+        }
+    }
+    parts
+}
+
 fn failure(refusal: Refusal) -> WriteFailure {
     match refusal {
         Refusal::NotLeader => WriteFailure::NoLeader,
@@ -432,4 +448,29 @@ fn stamped(command: Bytes, time_ms: u64) -> Bytes {
 
 fn needs_space(command: &Bytes) -> bool {
     Envelope::decode(command.clone()).is_ok_and(|envelope| envelope.command.needs_space())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_proposals_become_parts_that_a_log_write_takes() {
+        let proposal = |bytes: usize| Proposal {
+            seq: bytes as u64,
+            command: vec![0; bytes].into(),
+            deadline: 0,
+        };
+        let sizes = |proposals: &[usize]| -> Vec<Vec<usize>> {
+            let parts = parts(proposals.iter().copied().map(proposal).collect(), 10);
+            let sizes = |part: Vec<Proposal>| part.iter().map(|proposal| proposal.command.len()).collect();
+            parts.into_iter().map(sizes).collect()
+        };
+        assert_eq!(sizes(&[]), Vec::<Vec<usize>>::new());
+        assert_eq!(sizes(&[4, 6, 1]), [vec![4, 6], vec![1]]);
+        assert_eq!(
+            sizes(&[11, 3, 12, 5, 5, 1]),
+            [vec![11], vec![3], vec![12], vec![5, 5], vec![1]]
+        );
+    }
 }
