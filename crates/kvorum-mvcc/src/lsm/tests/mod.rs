@@ -256,8 +256,8 @@ fn a_long_view_holds_what_it_reads_and_nothing_else() {
     let found: Result<Model, _> = view.range(Bound::Unbounded, Bound::Unbounded).collect();
     assert_eq!(found.unwrap(), model);
     assert!(store.shared.published.superseded() >= 1);
-    // The tree's own list of past states would hold every memtable since.
-    assert_eq!(store.shared.tree.version_free_list_len(), 0);
+    // The tree's own list of past states would hold every memtable since; a merge that is just ending has one.
+    assert!(store.shared.tree.version_free_list_len() <= 1);
     assert!(store.shared.tree.version_memtable_size_sum() < 2 * small().memtable_bytes);
 }
 
