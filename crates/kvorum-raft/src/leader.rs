@@ -145,7 +145,10 @@ impl Raft {
             return;
         }
         self.advance_commit();
-        self.leave_joint();
+        if self.leave_joint() {
+            // The final configuration counts at once: its quorum may hold more than both halves did.
+            self.advance_commit();
+        }
         self.feed_peers();
         self.serve_reads();
         self.retire_peers();

@@ -135,18 +135,20 @@ impl Raft {
         members
     }
 
-    /// MB5: once the joint configuration and an own-term entry are committed, the final one follows, once.
-    pub(crate) fn leave_joint(&mut self) {
+    /// MB5: once the joint configuration and an own-term entry are committed, the final one follows, once. True if
+    /// it does now.
+    pub(crate) fn leave_joint(&mut self) -> bool {
         let configuration = self.log.configuration();
         let transferring = self.as_leader().is_none_or(|leader| leader.transfer.is_some());
-        if configuration.is_joint()
+        let due = configuration.is_joint()
             && self.log.configuration_index() <= self.commit
             && self.has_committed_own_term()
-            && !transferring
-        {
+            && !transferring;
+        if due {
             let last = configuration.leave();
             self.append_configuration(last, Bytes::new(), None);
         }
+        due
     }
 
     /// Members whose removal is committed are told so and fed no more.

@@ -252,8 +252,7 @@ impl World {
         let voters: Vec<_> = configuration.voters.iter().copied().collect();
         let learners: Vec<_> = configuration.learners.iter().copied().collect();
         let mut changes = Vec::new();
-        // The more is on its way, the more arrives: delays stay bounded.
-        for _ in 0..=self.cluster.flights.len() / 8 {
+        for _ in 0..=self.random.below(3) {
             match self.random.below(6) {
                 0 | 1 if configuration.members().len() < 7 && self.next_id < 40 => {
                     let id = self.spare(leader);

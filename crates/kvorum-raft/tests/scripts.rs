@@ -52,6 +52,7 @@ scripts! {
     lease_abort
     lease_pause
     lease_voters_restart
+    leave_commits
     leave_once
     lost_data
     must_vote

@@ -240,6 +240,7 @@ impl Cluster {
     }
 
     fn absorb(&mut self, id: MemberId, out: Vec<Effect>) {
+        let now = self.now_of(id);
         let node = self.nodes.get_mut(&id).unwrap();
         // Writes first: what the oracle asks of the log then includes this step.
         for effect in &out {
@@ -250,7 +251,7 @@ impl Cluster {
                 self.oracle.wrote(id, write, node.raft.as_ref().unwrap());
             }
         }
-        self.oracle.after(id, &self.nodes);
+        self.oracle.after(id, &self.nodes, now);
         for effect in out {
             if let Some(line) = describe(&effect) {
                 self.events.push(format!("{id}: {line}"));

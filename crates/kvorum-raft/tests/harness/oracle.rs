@@ -26,7 +26,13 @@ pub struct Oracle {
     asked: Option<(MemberId, Box<Raft>)>,
     /// Data was lost on purpose: what members hold proves nothing any more.
     pub lossy: bool,
+    steps: u64,
 }
+
+/// An ID that no member has.
+const NOBODY: MemberId = MemberId::MAX;
+/// How often it is checked that a step leaves nothing undone.
+const SETTLED_ONE_IN: u64 = 4;
 
 #[derive(Clone, Default)]
 struct Accepted {
@@ -159,7 +165,7 @@ impl Oracle {
     }
 
     /// After a step of `id`: everything that depends on more than one message.
-    pub fn after(&mut self, id: MemberId, nodes: &BTreeMap<MemberId, Node>) {
+    pub fn after(&mut self, id: MemberId, nodes: &BTreeMap<MemberId, Node>, now: Micros) {
         let node = &nodes[&id];
         let raft = node.raft.as_ref().unwrap();
         if let Some((asked, before)) = self.asked.take()
@@ -169,6 +175,10 @@ impl Oracle {
                 *before == raft.without_time(),
                 "EL1: a pre-vote changed its receiver"
             );
+        }
+        self.steps += 1;
+        if self.steps.is_multiple_of(SETTLED_ONE_IN) {
+            check_settled(id, raft, now);
         }
         self.check_leadership(id, raft);
         self.check_mirror(id, raft);
@@ -300,6 +310,17 @@ impl Oracle {
     pub fn fatal(&self, id: MemberId, why: &str) {
         assert!(self.may_fail, "member {id} stopped: {why}");
     }
+}
+
+/// A step ends when nothing more follows from the state: another one that brings nothing does nothing.
+fn check_settled(id: MemberId, raft: &Raft, now: Micros) {
+    let mut again = raft.clone();
+    let mut effects = Vec::new();
+    again.step(now, Input::Unreachable(NOBODY), &mut effects);
+    assert!(
+        effects.is_empty() && (raft.failure().is_some() || again == *raft),
+        "member {id} had not come to rest: {effects:?}"
+    );
 }
 
 /// A majority of each half; counted here, not by the crate under test.
