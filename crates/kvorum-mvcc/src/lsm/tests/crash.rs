@@ -6,12 +6,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use super::*;
 
 const DIR: &str = "KVORUM_LSM_TEST_DIR";
 const ROUNDS: &str = "KVORUM_LSM_KILL_ROUNDS";
+/// A child that flushes nothing for so long never will.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The child: writes batch after batch until it is killed, and says what it was promised to be durable.
 #[test]
@@ -71,13 +75,29 @@ impl Running {
         self.promised.load(Ordering::Acquire)
     }
 
-    fn signal(&self, signal: &str) {
-        let status = Command::new("kill")
-            .arg(signal)
-            .arg(self.child.id().to_string())
-            .status()
-            .unwrap();
-        assert!(status.success());
+    /// Lets it come to a flush behind `mark`, and then as much further as `more` takes it.
+    fn run_beyond(&mut self, mark: u64, more: Duration) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.promised() <= mark {
+            assert!(Instant::now() < deadline, "nothing was flushed behind {mark}");
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "the child ended by itself: {ended:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(more);
+    }
+
+    /// Stops it. On return none of its threads runs: a signal that is sent has not yet arrived, and a directory that
+    /// changes while it is copied is no moment of the store.
+    fn stop(&self) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::STOP).unwrap();
+        let (_, status) = waitpid(Some(pid), WaitOptions::UNTRACED).unwrap().unwrap();
+        assert!(status.stopped(), "the child ended by itself: {status:?}");
+    }
+
+    fn go_on(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
     }
 
     /// Kills it and returns what it was promised.
@@ -114,35 +134,33 @@ fn a_killed_store_reopens_to_a_prefix() {
     let mut model = Model::new();
     let mut last = 0;
     for _ in 0..rounds {
-        let child = Running::start(dir.path());
-        std::thread::sleep(Duration::from_millis(20 + rng.below(300)));
+        let mut child = Running::start(dir.path());
+        child.run_beyond(last, Duration::from_millis(rng.below(300)));
         let promised = child.kill();
         let found = check_prefix(dir.path(), &mut model, last);
         assert!(found >= promised, "{promised} was promised, {found} is there");
         last = found;
     }
-    assert!(last > 0, "no child ever flushed");
 }
 
 #[test]
 fn a_copy_taken_at_any_moment_reopens_to_a_prefix() {
     let dir = tempfile::tempdir().unwrap();
     drop(LsmStore::create(dir.path(), small()).unwrap());
-    let child = Running::start(dir.path());
+    let mut child = Running::start(dir.path());
     let mut rng = Rng::new(13);
     let mut model = Model::new();
     let mut last = 0;
     for _ in 0..25 {
-        std::thread::sleep(Duration::from_millis(5 + rng.below(60)));
+        child.run_beyond(last, Duration::from_millis(rng.below(60)));
         let copy = tempfile::tempdir().unwrap();
-        child.signal("-STOP");
+        child.stop();
         let promised = child.promised();
         copy_dir(dir.path(), copy.path());
-        child.signal("-CONT");
+        child.go_on();
         let found = check_prefix(copy.path(), &mut model, last);
         assert!(found >= promised, "{promised} was promised, {found} is there");
         last = found;
     }
     child.kill();
-    assert!(last > 0, "the child never flushed");
 }
