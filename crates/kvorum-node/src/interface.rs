@@ -159,6 +159,9 @@ pub struct Housekeeping {
     pub compact_to: Option<Revision>,
 }
 
+/// A received snapshot's place on the shell's stage.
+pub type Staged = u64;
+
 /// What happens to a replica.
 #[derive(Debug)]
 pub enum Input {
@@ -206,8 +209,15 @@ pub enum Input {
         /// Whether it has all of it.
         ok: bool,
     },
-    /// A whole snapshot was received, verified, and staged; this was its last frame.
-    SnapshotReceived(Message),
+    /// A whole snapshot was received, verified, and put on the stage.
+    SnapshotReceived {
+        /// Its place there; no other snapshot ever had it in this process.
+        staged: Staged,
+        /// The last entry that the staged state has applied.
+        last: LogId,
+        /// What came with it.
+        message: Message,
+    },
     /// An [`Effect::Install`] was carried out.
     Installed {
         /// The snapshot.
@@ -255,12 +265,17 @@ pub enum Effect {
     },
     /// Stream the view opened for this message's receiver, then the message; answer [`Input::SnapshotSent`].
     SendSnapshot(Message),
-    /// Make the staged snapshot the state; answer [`Input::Installed`].
-    Install(SnapshotMeta),
-    /// The log was reset to the installed snapshot: its install record can go.
-    InstallSettled,
-    /// The staged snapshot is not wanted.
-    DropStaged,
+    /// Make the snapshot in this place the state; answer [`Input::Installed`].
+    Install {
+        /// Its place on the stage.
+        staged: Staged,
+        /// What it covers.
+        meta: SnapshotMeta,
+    },
+    /// The log was reset to the snapshot that ends here: its install record can go, if it is still the store's.
+    InstallSettled(LogId),
+    /// The snapshot in this place is not wanted.
+    DropStaged(Staged),
     /// Send this to `message.to`.
     Send(PeerMessage),
     /// These writes of local callers failed.

@@ -6,11 +6,12 @@
 //! ([`recovery`]) reads directly.
 //!
 //! Rooms: `writes` (proposals, forwarding, outcomes), `reads` (the read gate), `membership` (changes, records,
-//! promotion), `housekeeping` (sessions, compaction, digests), `clock` (cluster time), `wire` (peer messages).
+//! promotion), `installs` (received snapshots), `housekeeping` (sessions, compaction, digests), `clock` (cluster time), `wire` (peer messages).
 
 mod apply_driver;
 mod clock;
 mod housekeeping;
+mod installs;
 mod interface;
 mod log_driver;
 mod membership;
@@ -24,7 +25,7 @@ mod writes;
 pub use apply_driver::{Applications, ApplyDriver, ApplyError};
 pub use interface::{
     AdminError, AdminReply, AdminRequest, ApplyReport, Effect, Housekeeping, Input, Options, Proposal,
-    ReadFailure, ReadRequest, WriteFailure,
+    ReadFailure, ReadRequest, Staged, WriteFailure,
 };
 pub use log_driver::{LogDriver, LogReader};
 pub use node::Node;

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use kvorum_model::Revision;
 use kvorum_mvcc::ClusterState;
-use kvorum_raft::{Index, MemberId, Micros, Raft, Role, Seq, Token};
+use kvorum_raft::{Index, LogId, MemberId, MessageBody, Micros, Raft, Role, Seq, Token};
 
 use crate::clock::ClusterClock;
 use crate::housekeeping::Keeping;
+use crate::installs::Installs;
 use crate::interface::{
-    AdminError, AdminReply, ApplyReport, Effect, Input, Options, ReadFailure, WriteFailure,
+    AdminError, AdminReply, ApplyReport, Effect, Input, Options, ReadFailure, Staged, WriteFailure,
 };
 use crate::membership::Membership;
 use crate::reads::Reads;
@@ -75,8 +76,7 @@ pub struct Node {
     /// The last log write that was issued, and the last one that is durable.
     issued: Seq,
     persisted: Seq,
-    /// The log write that resets the log to the last installed snapshot, while it is not durable.
-    unsettled_install: Option<Seq>,
+    installs: Installs,
     pub(crate) introduce_again_at: Micros,
     known: (u64, MemberId, Role),
     leaderless_since: Option<Micros>,
@@ -121,7 +121,7 @@ impl Node {
             initialised_in_term: 0,
             issued: 0,
             persisted: 0,
-            unsettled_install: None,
+            installs: Installs::default(),
             introduce_again_at: 0,
             known,
             leaderless_since: Some(now),
@@ -177,12 +177,8 @@ impl Node {
             Input::Persisted(seq) => {
                 self.persisted = self.persisted.max(seq);
                 self.step_raft(context, kvorum_raft::Input::Persisted(seq));
-                if self
-                    .unsettled_install
-                    .is_some_and(|reset| reset <= self.persisted)
-                {
-                    self.unsettled_install = None;
-                    context.out.push(Effect::InstallSettled);
+                if let Some(last) = self.installs.settled(self.persisted) {
+                    context.out.push(Effect::InstallSettled(last));
                 }
                 self.propose_gathered(context);
             }
@@ -197,10 +193,14 @@ impl Node {
             Input::SnapshotSent { peer, ok } => {
                 self.step_raft(context, kvorum_raft::Input::SnapshotSent { peer, ok });
             }
-            Input::SnapshotReceived(message) => self.snapshot_received(context, message),
+            Input::SnapshotReceived {
+                staged,
+                last,
+                message,
+            } => self.snapshot_received(context, staged, last, message),
             Input::Installed { meta, report } => {
                 self.step_raft(context, kvorum_raft::Input::SnapshotInstalled(meta));
-                self.unsettled_install = Some(self.issued);
+                self.installs.installed(report.applied, self.issued);
                 self.reached(context, report);
             }
             Input::Unreachable(peer) => {
@@ -223,6 +223,8 @@ impl Node {
             return;
         }
         match body {
+            // A snapshot's message comes with the snapshot, never alone.
+            PeerBody::Raft(message) if matches!(message.body, MessageBody::Snapshot { .. }) => {}
             PeerBody::Raft(message) if message.from == from && message.to == to => {
                 self.step_raft(context, kvorum_raft::Input::Message(message));
             }
@@ -234,13 +236,24 @@ impl Node {
         }
     }
 
-    /// The core decides what becomes of a staged snapshot; if it installs none, now or as soon as what came before
-    /// is durable, nothing staged is wanted.
-    fn snapshot_received(&mut self, context: &mut Context<'_>, message: kvorum_raft::Message) {
-        self.step_raft(context, kvorum_raft::Input::Message(message));
-        if !self.raft.status().installing {
-            context.out.push(Effect::DropStaged);
+    /// The core decides what becomes of a staged snapshot: what it does not install, now or as soon as what came
+    /// before is durable, leaves the stage.
+    fn snapshot_received(
+        &mut self,
+        context: &mut Context<'_>,
+        staged: Staged,
+        last: LogId,
+        message: kvorum_raft::Message,
+    ) {
+        self.installs.received(staged, last);
+        let names =
+            |body: &MessageBody| matches!(body, MessageBody::Snapshot { meta, .. } if meta.last == last);
+        if names(&message.body) {
+            self.step_raft(context, kvorum_raft::Input::Message(message));
         }
+        let installing = self.raft.installing().map(|meta| meta.last);
+        let dropped = self.installs.unwanted(installing);
+        context.out.extend(dropped.into_iter().map(Effect::DropStaged));
     }
 
     fn reached(&mut self, context: &mut Context<'_>, report: ApplyReport) {
@@ -356,9 +369,10 @@ impl Node {
             }
             Core::SendSnapshot(message) => context.out.push(Effect::SendSnapshot(message)),
             Core::Install(meta) => {
-                // The store's install record will be this one's: what settles the one before must not clear it.
-                self.unsettled_install = None;
-                context.out.push(Effect::Install(meta));
+                let staged = self.installs.hand(meta.last);
+                let staged =
+                    staged.expect("the core hears of a snapshot when it is staged, and installs it once");
+                context.out.push(Effect::Install { staged, meta });
             }
             Core::ReadReady { token, index } => self.read_confirmed(context, token, index),
             Core::ReadDropped { token } => self.read_dropped(token),

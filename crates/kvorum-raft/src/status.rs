@@ -3,7 +3,7 @@
 use crate::interface::Role;
 use crate::progress::Stream;
 use crate::raft::Raft;
-use crate::types::{Configuration, HardState, Index, LogId, MemberId, Micros, Seq};
+use crate::types::{Configuration, HardState, Index, LogId, MemberId, Micros, Seq, SnapshotMeta};
 
 /// A core's state at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +112,11 @@ impl Raft {
             installing: self.installing.is_some(),
             removed: self.removed,
         }
+    }
+
+    /// The snapshot that is becoming this member's state, or will as soon as what was written before is durable.
+    pub fn installing(&self) -> Option<&SnapshotMeta> {
+        self.installing.as_ref().map(|installing| &installing.meta)
     }
 
     /// At a leader: to whom leadership is being handed.

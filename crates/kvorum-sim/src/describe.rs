@@ -97,7 +97,9 @@ impl Display for Brief<'_, Input> {
                 )
             }
             Input::Installed { meta, .. } => write!(f, "installed {}@{}", meta.last.index, meta.last.term),
-            Input::SnapshotReceived(message) => write!(f, "received {}", Brief(message)),
+            Input::SnapshotReceived { staged, message, .. } => {
+                write!(f, "received #{staged} {}", Brief(message))
+            }
             Input::SnapshotBuilt { peer, meta } => {
                 write!(
                     f,
@@ -130,7 +132,9 @@ impl Display for Brief<'_, Effect> {
                 span(f, entries)
             }
             Effect::Purge(meta) => write!(f, "purge to {}@{}", meta.last.index, meta.last.term),
-            Effect::Install(meta) => write!(f, "install {}@{}", meta.last.index, meta.last.term),
+            Effect::Install { staged, meta } => {
+                write!(f, "install #{staged} {}@{}", meta.last.index, meta.last.term)
+            }
             Effect::SendSnapshot(message) => write!(f, "stream to {}: {}", message.to, Brief(message)),
             Effect::ClusterChanged(cluster) => {
                 write!(f, "cluster:")?;

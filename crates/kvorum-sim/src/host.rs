@@ -233,7 +233,8 @@ impl Host {
             self.clock,
             replica,
             disk,
-            install,
+            // The log is at the snapshot now, if it was not before: the record has done its work.
+            None,
             on_disk,
         ))
     }

@@ -20,6 +20,10 @@ macro_rules! marks {
 marks! {
     /// A snapshot became a member's state.
     SnapshotInstalled,
+    /// A newer snapshot was to be installed before the one before it was.
+    InstallOvertaken,
+    /// A whole snapshot was received and not wanted.
+    SnapshotUnwanted,
     /// A transfer of a snapshot broke off.
     SnapshotInterrupted,
     /// A crash came between a snapshot's install and the log's reset, and recovery finished it.

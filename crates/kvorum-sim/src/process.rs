@@ -12,7 +12,7 @@ use kvorum_mvcc::{MemView, ReadView, SimStore, SnapshotReader, StateMachine};
 use kvorum_node::recovery::Replica;
 use kvorum_node::{
     AdminError, AdminReply, AdminRequest, Effect, Input, Node, PeerBody, PeerMessage, Proposal, ReadRequest,
-    WriteFailure,
+    Staged, WriteFailure,
 };
 use kvorum_raft::{AppendResult, Entry, Index, MemberId, MessageBody, Micros, Term};
 use kvorum_wal::SimDisk;
@@ -128,8 +128,9 @@ pub(crate) struct Process {
     pub views: BTreeMap<MemberId, SnapshotReader<MemView>>,
     pub outgoing: Vec<Outgoing>,
     pub incoming: Option<Incoming>,
-    /// Received snapshots that wait for the core's word, by index and term of their last entry.
-    pub staged: BTreeMap<(Index, Term), StateMachine<SimStore>>,
+    /// Received snapshots that wait for the core's word, and how many came in all.
+    pub staged: BTreeMap<Staged, StateMachine<SimStore>>,
+    pub staged_count: Staged,
     pub watching: Watching,
 
     leading: bool,
@@ -179,6 +180,7 @@ impl Process {
             outgoing: Vec::new(),
             incoming: None,
             staged: BTreeMap::new(),
+            staged_count: 0,
             watching,
             leading: false,
             joint,
@@ -343,7 +345,11 @@ impl Process {
                 bytes_max,
             } => {
                 env.reach(Mark::FetchedFromLog);
-                let delay = env.random.about(env.profile.disk / 2);
+                let mut delay = env.random.about(env.profile.disk / 2);
+                if !env.calm && env.random.one_in(20) {
+                    // A busy disk: this is how a snapshot takes the entries' place while they are read.
+                    delay += env.random.about(2 * env.profile.election_timeout);
+                }
                 self.after(
                     env,
                     delay,
@@ -360,9 +366,14 @@ impl Process {
                 self.apply_work(env, ApplyWork::BuildSnapshot { peer, at_least });
             }
             Effect::SendSnapshot(message) => self.send_snapshot(env, message),
-            Effect::Install(meta) => self.apply_work(env, ApplyWork::Install(meta)),
-            Effect::InstallSettled => self.apply_work(env, ApplyWork::InstallSettled),
-            Effect::DropStaged => self.apply_work(env, ApplyWork::DropStaged),
+            Effect::Install { staged, meta } => {
+                if self.installs_waiting() {
+                    env.reach(Mark::InstallOvertaken);
+                }
+                self.apply_work(env, ApplyWork::Install { staged, meta });
+            }
+            Effect::InstallSettled(last) => self.apply_work(env, ApplyWork::InstallSettled(last)),
+            Effect::DropStaged(staged) => self.apply_work(env, ApplyWork::DropStaged(staged)),
             Effect::Send(message) => self.send(env, &message),
             Effect::WritesFailed { seqs, why } => self.writes_failed(env, &seqs, why),
             Effect::ReadsReady(ids) => {

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 
 use kvorum_model::Envelope;
 use kvorum_mvcc::Options;
-use kvorum_node::{Applications, Input};
-use kvorum_raft::{Entry, EntryKind, Index, MemberId, Micros, Persist, SnapshotMeta};
+use kvorum_node::{Applications, Input, Staged};
+use kvorum_raft::{Entry, EntryKind, Index, LogId, MemberId, Micros, Persist, SnapshotMeta};
 use kvorum_wal::{Space, WalError};
 
 use crate::bugs::Bug;
@@ -32,9 +32,9 @@ pub(crate) enum LogWork {
 pub(crate) enum ApplyWork {
     Apply(Vec<Entry>),
     BuildSnapshot { peer: MemberId, at_least: Index },
-    Install(SnapshotMeta),
-    DropStaged,
-    InstallSettled,
+    Install { staged: Staged, meta: SnapshotMeta },
+    DropStaged(Staged),
+    InstallSettled(LogId),
     Housekeep { time_ms: u64 },
 }
 
@@ -215,13 +215,17 @@ impl Process {
     }
 
     pub(crate) fn fetch_done(&mut self, env: &mut Env, id: u64, from: Index, to: Index, bytes_max: usize) {
-        match self.replica.log.reader().fetch(from, to, bytes_max) {
-            Ok(entries) => self.push(env, Input::Fetched { id, entries }),
-            Err(error) => env.fail(format!(
-                "member {}: entries {from} to {to} cannot be read: {error}",
+        let entries = self.replica.log.reader().fetch(from, to, bytes_max);
+        let entries = entries.unwrap_or_else(|error| {
+            // A snapshot may have taken their place meanwhile. Whether anybody still wants them, the core knows: it
+            // stops if they count.
+            env.note(format_args!(
+                "{}: entries {from} to {to} cannot be read: {error}",
                 self.id
-            )),
-        }
+            ));
+            Vec::new()
+        });
+        self.push(env, Input::Fetched { id, entries });
     }
 
     // The applier.
@@ -231,10 +235,23 @@ impl Process {
         self.kick_apply(env);
     }
 
+    /// Whether a snapshot is being installed, or will be.
+    pub(crate) fn installs_waiting(&self) -> bool {
+        let installs = |work: &ApplyWork| matches!(work, ApplyWork::Install { .. });
+        self.apply.iter().any(installs)
+    }
+
     fn kick_apply(&mut self, env: &mut Env) {
         if !self.apply_busy && !self.apply.is_empty() {
             self.apply_busy = true;
-            let delay = 5 + env.random.about(env.profile.apply);
+            let mut delay = 5 + env.random.about(env.profile.apply);
+            if matches!(self.apply.front(), Some(ApplyWork::Install { .. }))
+                && !env.calm
+                && env.random.one_in(2)
+            {
+                // States are small; this is how an install takes so long that its sender sends another snapshot.
+                delay += env.random.about(6 * env.profile.election_timeout);
+            }
             self.after(env, delay, ProcessEvent::ApplyDone);
         }
     }
@@ -251,9 +268,12 @@ impl Process {
                 self.apply_entries(env, entries);
             }
             ApplyWork::BuildSnapshot { peer, at_least } => self.wanted.push((peer, at_least)),
-            ApplyWork::Install(meta) => self.install(env, meta),
-            ApplyWork::DropStaged => self.staged.clear(),
-            ApplyWork::InstallSettled => self.install = None,
+            ApplyWork::Install { staged, meta } => self.install(env, staged, meta),
+            ApplyWork::DropStaged(staged) => self.drop_staged(env, staged),
+            ApplyWork::InstallSettled(last) => {
+                self.install
+                    .take_if(|install| *install == (last.index, last.term));
+            }
             ApplyWork::Housekeep { time_ms } => {
                 let found = self.replica.apply.housekeeping(time_ms);
                 self.push(env, Input::Housekeeping(found));
@@ -360,16 +380,23 @@ impl Process {
         env.must(check);
     }
 
+    /// A staged snapshot is not wanted.
+    fn drop_staged(&mut self, env: &mut Env, staged: Staged) {
+        env.reach(Mark::SnapshotUnwanted);
+        if self.staged.remove(&staged).is_none() {
+            env.fail(format!("member {} drops a snapshot that is not staged", self.id));
+        }
+    }
+
     /// The staged snapshot becomes the state.
-    fn install(&mut self, env: &mut Env, meta: SnapshotMeta) {
+    fn install(&mut self, env: &mut Env, staged: Staged, meta: SnapshotMeta) {
         let last = meta.last;
-        let Some(machine) = self.staged.remove(&(last.index, last.term)) else {
+        let Some(machine) = self.staged.remove(&staged) else {
             return env.fail(format!(
                 "member {} installs a snapshot at {last:?} that is not staged",
                 self.id
             ));
         };
-        self.staged.retain(|(index, _), _| *index > last.index);
         env.reach(Mark::SnapshotInstalled);
         let report = self.replica.apply.install(machine);
         self.install = (!env.has_bug(Bug::InstallRecordLost)).then_some((meta.last.index, meta.last.term));

@@ -4,7 +4,7 @@
 use bytes::{Bytes, BytesMut};
 use kvorum_mvcc::{MemView, SimStore, SnapshotReader, SnapshotSink};
 use kvorum_node::{Input, PeerBody, PeerMessage};
-use kvorum_raft::{MemberId, Message};
+use kvorum_raft::{LogId, MemberId, Message};
 
 use crate::env::{Env, Event, ProcessEvent};
 use crate::marks::Mark;
@@ -205,8 +205,17 @@ impl Process {
         match incoming.sink.finish(self.machine_options()) {
             Ok(machine) => {
                 let (term, index) = machine.applied();
-                self.staged.insert((index, term), machine);
-                self.push(env, Input::SnapshotReceived(message));
+                self.staged_count += 1;
+                let staged = self.staged_count;
+                self.staged.insert(staged, machine);
+                self.push(
+                    env,
+                    Input::SnapshotReceived {
+                        staged,
+                        last: LogId { term, index },
+                        message,
+                    },
+                );
                 env.transmit(
                     self.id,
                     from,

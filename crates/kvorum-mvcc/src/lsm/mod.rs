@@ -244,13 +244,17 @@ impl LsmStore {
         Ok(self.shared.current()?.record)
     }
 
-    /// Forgets the record durably: the log has been reset to it.
-    pub fn clear_install_record(&self) -> Result<(), StoreError> {
-        let current = Current {
+    /// Forgets this record durably: the log has been reset to it. Another one, of a later install, stays.
+    pub fn clear_install_record(&self, record: InstallRecord) -> Result<(), StoreError> {
+        let current = self.shared.current()?;
+        if current.record != Some(record) {
+            return Ok(());
+        }
+        let cleared = Current {
             record: None,
-            ..self.shared.current()?
+            ..current
         };
-        Ok(current.write(self.shared.home.dir())?)
+        Ok(cleared.write(self.shared.home.dir())?)
     }
 
     /// Reads every table file whole and compares it with its checksum; `pace` is told of each piece read and

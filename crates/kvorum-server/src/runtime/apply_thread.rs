@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use kvorum_mvcc::lsm::InstallRecord;
 use kvorum_mvcc::{LsmStore, Store, StoreError};
-use kvorum_node::{ApplyDriver, Input};
-use kvorum_raft::{Entry, SnapshotMeta};
+use kvorum_node::{ApplyDriver, Input, Staged};
+use kvorum_raft::{Entry, LogId, SnapshotMeta};
 
 use super::clock;
 use super::peers::Inbox;
@@ -32,9 +32,9 @@ const FIGURES_INTERVAL_MS: u64 = 200;
 pub(crate) enum ApplyWork {
     Apply(Vec<Entry>),
     BuildSnapshot { peer: u64, at_least: u64 },
-    Install(SnapshotMeta),
-    InstallSettled,
-    DropStaged,
+    Install { staged: Staged, meta: SnapshotMeta },
+    InstallSettled(LogId),
+    DropStaged(Staged),
     Housekeep { time_ms: u64 },
     Stop,
 }
@@ -96,9 +96,9 @@ impl Applier {
                     self.apply(entries)?;
                 }
                 ApplyWork::BuildSnapshot { peer, at_least } => self.wanted.push((peer, at_least)),
-                ApplyWork::Install(meta) => self.install(meta)?,
-                ApplyWork::InstallSettled => self.settle()?,
-                ApplyWork::DropStaged => self.stage.lock().expect("no panic while held").clear(),
+                ApplyWork::Install { staged, meta } => self.install(staged, meta)?,
+                ApplyWork::InstallSettled(last) => self.settle(last)?,
+                ApplyWork::DropStaged(staged) => drop(self.stage.take(staged)),
                 ApplyWork::Housekeep { time_ms } => {
                     (self.inbox)(Input::Housekeeping(self.driver.housekeeping(time_ms)));
                 }
@@ -156,21 +156,14 @@ impl Applier {
         Ok(())
     }
 
-    fn install(&mut self, meta: SnapshotMeta) -> Result<(), String> {
+    fn install(&mut self, staged: Staged, meta: SnapshotMeta) -> Result<(), String> {
         let last = meta.last;
-        let machine = {
-            let mut stage = self.stage.lock().expect("no panic while held");
-            let machine = stage.remove(&(last.index, last.term));
-            stage.retain(|(index, _), _| *index > last.index);
-            machine.ok_or_else(|| format!("the snapshot at {last:?} is to be installed and is not staged"))?
-        };
-        let record = InstallRecord {
-            index: last.index,
-            term: last.term,
-        };
+        let machine = self.stage.take(staged);
+        let machine = machine
+            .ok_or_else(|| format!("the snapshot at {last:?} is to be installed and is not staged"))?;
         machine
             .store()
-            .make_current(record)
+            .make_current(record_of(last))
             .map_err(|error| error.to_string())?;
         let report = self.driver.install(machine);
         tracing::info!(index = last.index, "installed a snapshot");
@@ -179,12 +172,10 @@ impl Applier {
         Ok(())
     }
 
-    fn settle(&mut self) -> Result<(), String> {
-        self.driver
-            .machine()
-            .store()
-            .clear_install_record()
-            .map_err(|error| error.to_string())
+    fn settle(&mut self, last: LogId) -> Result<(), String> {
+        let store = self.driver.machine().store();
+        let cleared = store.clear_install_record(record_of(last));
+        cleared.map_err(|error| error.to_string())
     }
 
     /// Between batches: the store flushes, history is removed, figures are published. A full disk is no failure.
@@ -220,5 +211,12 @@ impl Applier {
             }
         }
         Ok(())
+    }
+}
+
+fn record_of(last: LogId) -> InstallRecord {
+    InstallRecord {
+        index: last.index,
+        term: last.term,
     }
 }

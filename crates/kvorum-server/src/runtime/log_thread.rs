@@ -170,7 +170,10 @@ pub(crate) fn run_reader<D: Disk>(log: &LogReader<D>, work: &Receiver<FetchWork>
     }) = work.recv()
     {
         let entries = log.fetch(from, to, bytes_max).unwrap_or_else(|error| {
-            tracing::error!("entries {from} to {to} cannot be read from the log: {error}");
+            // Whether anybody still wants them, the core knows: it stops if they count.
+            tracing::warn!(
+                "entries {from} to {to} cannot be read from the log; perhaps a snapshot took their place: {error}"
+            );
             Vec::new()
         });
         inbox(Input::Fetched { id, entries });

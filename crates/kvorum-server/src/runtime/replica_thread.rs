@@ -139,9 +139,9 @@ fn carry_out(effect: Effect, outlets: &Outlets) -> Option<End> {
             drop(outlets.apply.send(ApplyWork::BuildSnapshot { peer, at_least }));
         }
         Effect::SendSnapshot(message) => (outlets.send_snapshot)(message),
-        Effect::Install(meta) => drop(outlets.apply.send(ApplyWork::Install(meta))),
-        Effect::InstallSettled => drop(outlets.apply.send(ApplyWork::InstallSettled)),
-        Effect::DropStaged => drop(outlets.apply.send(ApplyWork::DropStaged)),
+        Effect::Install { staged, meta } => drop(outlets.apply.send(ApplyWork::Install { staged, meta })),
+        Effect::InstallSettled(last) => drop(outlets.apply.send(ApplyWork::InstallSettled(last))),
+        Effect::DropStaged(staged) => drop(outlets.apply.send(ApplyWork::DropStaged(staged))),
         Effect::Housekeep { time_ms } => drop(outlets.apply.send(ApplyWork::Housekeep { time_ms })),
         Effect::WritesFailed { seqs, why } => outlets.pending.fail_writes(&seqs, why.into()),
         Effect::ReadsReady(ids) => outlets.pending.reads_ready(&ids),

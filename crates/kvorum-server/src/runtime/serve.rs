@@ -178,16 +178,13 @@ impl Member {
         let boot = random()? as u64;
         let node_options = node_options(options, &identity, boot)?;
         let record = node_options.record.clone();
-        let install = install.map(|record| (record.index, record.term));
+        let installed = install.map(|record| (record.index, record.term));
         let Replica { node, log, apply } =
-            assemble(node_options, wal, recovered, machine, install, clock::now())
+            assemble(node_options, wal, recovered, machine, installed, clock::now())
                 .map_err(StartError::other)?;
-        if install.is_some() {
-            apply
-                .machine()
-                .store()
-                .clear_install_record()
-                .map_err(StartError::other)?;
+        if let Some(record) = install {
+            let store = apply.machine().store();
+            store.clear_install_record(record).map_err(StartError::other)?;
         }
 
         let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kvorum_mvcc::lsm::{self, Installer};
 use kvorum_mvcc::{LsmStore, SnapshotReader, SnapshotSink, StateMachine, Store};
-use kvorum_node::Input;
+use kvorum_node::{Input, Staged};
 use kvorum_proto::kvorum::v1::{SnapshotChunk, SnapshotDone, SnapshotOffer};
-use kvorum_raft::{Message, MessageBody};
+use kvorum_raft::{LogId, Message, MessageBody};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -209,8 +209,30 @@ fn encoded(message: &Message) -> Bytes {
     bytes.into()
 }
 
-/// Received snapshots that wait for the core's word, by index and term of their last entry.
-pub(crate) type Stage = Arc<Mutex<BTreeMap<(u64, u64), StateMachine<LsmStore>>>>;
+/// Received snapshots that wait for the core's word.
+#[derive(Clone, Default)]
+pub(crate) struct Stage(Arc<Mutex<Staging>>);
+
+#[derive(Default)]
+struct Staging {
+    held: BTreeMap<Staged, StateMachine<LsmStore>>,
+    last: Staged,
+}
+
+impl Stage {
+    /// Takes one in; its place is its alone for as long as this process lives.
+    fn put(&self, machine: StateMachine<LsmStore>) -> Staged {
+        let mut staging = self.0.lock().expect("no panic while held");
+        staging.last += 1;
+        let place = staging.last;
+        staging.held.insert(place, machine);
+        place
+    }
+
+    pub(crate) fn take(&self, place: Staged) -> Option<StateMachine<LsmStore>> {
+        self.0.lock().expect("no panic while held").held.remove(&place)
+    }
+}
 
 /// Receives snapshots.
 #[derive(Clone)]
@@ -336,11 +358,12 @@ impl ReceiverShared {
         let machine = sink.finish(self.machine_options.clone());
         let machine = machine.map_err(|error| Status::data_loss(error.to_string()))?;
         let (term, index) = machine.applied();
-        self.stage
-            .lock()
-            .expect("no panic while held")
-            .insert((index, term), machine);
-        (self.inbox)(Input::SnapshotReceived(message));
+        let staged = self.stage.put(machine);
+        (self.inbox)(Input::SnapshotReceived {
+            staged,
+            last: LogId { term, index },
+            message,
+        });
         Ok(SnapshotDone {
             complete: true,
             next_chunk: 0,

@@ -71,7 +71,17 @@ fn an_installed_snapshot_replaces_the_store_and_old_views_stay() {
         Ok(Some(record)),
         "the record survives a restart"
     );
-    new.clear_install_record().unwrap();
+    let other = InstallRecord {
+        index: 8_000,
+        term: 4,
+    };
+    new.clear_install_record(other).unwrap();
+    assert_eq!(
+        new.install_record(),
+        Ok(Some(record)),
+        "the log was reset to an earlier install, not to this one"
+    );
+    new.clear_install_record(record).unwrap();
     drop(new);
     let new = LsmStore::open(dir.path(), small()).unwrap();
     assert_eq!(new.install_record(), Ok(None));
