@@ -22,6 +22,9 @@ const SESSION_METADATA: &str = "kvorum-session";
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 
+/// A last attempt that has less time than this is not held against its server.
+const REST: Duration = Duration::from_millis(500);
+
 /// A pause that doubles, with jitter, so that clients do not come back all at once.
 #[derive(Debug)]
 pub(crate) struct Backoff(Duration);
@@ -206,9 +209,20 @@ impl Client {
     }
 }
 
+/// Whether the transport gave up because the time that it was told is over: no word of a server.
+fn is_own_timeout(status: &Status) -> bool {
+    let causes = std::iter::successors(std::error::Error::source(status), |error| error.source());
+    causes
+        .into_iter()
+        .any(|cause| cause.is::<tonic::TimeoutExpired>())
+}
+
 /// The attempts of one call.
 struct Attempts<'a> {
     client: &'a Client,
+    started: Instant,
+    /// What the last attempt failed with.
+    said: Option<String>,
     deadline: Instant,
     backoff: Backoff,
     /// Attempts since the last pause: each endpoint is tried once before one.
@@ -219,13 +233,40 @@ impl<'a> Attempts<'a> {
     fn new(client: &'a Client, deadline: Instant) -> Self {
         Attempts {
             client,
+            started: Instant::now(),
+            said: None,
             deadline,
             backoff: Backoff::new(),
             in_this_round: 0,
         }
     }
 
+    /// One attempt, and its end noted.
     async fn one<Q, A, F, R>(
+        &mut self,
+        request: &Q,
+        permit: Option<&Permit>,
+        at_most: Duration,
+        send: &F,
+    ) -> Result<A, Failure>
+    where
+        Q: Clone,
+        F: Fn(Channel, Request<Q>) -> R,
+        R: Future<Output = Result<Response<A>, Status>>,
+    {
+        let result = self.attempt(request, permit, at_most, send).await;
+        let message = match &result {
+            Err(failure) if matches!(failure.verdict, Verdict::Retry | Verdict::Unknown) => {
+                Some(failure.message.as_str())
+            }
+            _ => None,
+        };
+        self.client.note_attempt(self.started, message);
+        self.said = message.map(str::to_owned);
+        result
+    }
+
+    async fn attempt<Q, A, F, R>(
         &mut self,
         request: &Q,
         permit: Option<&Permit>,
@@ -261,10 +302,13 @@ impl<'a> Attempts<'a> {
         }
         let status = match timeout(wait, send(channel, request)).await {
             Ok(Ok(answer)) => return Ok(answer.into_inner()),
-            Ok(Err(status)) => status,
-            Err(_) => {
+            Ok(Err(status)) if !is_own_timeout(&status) => status,
+            Ok(Err(_)) | Err(_) => {
                 endpoints.failed(position);
-                let message = format!("{} did not answer within {wait:.1?}", endpoint.name);
+                endpoint.disconnect().await;
+                // The rest of the time proves nothing: what was said before tells more.
+                let said = self.said.take().filter(|_| wait < REST);
+                let message = said.unwrap_or(format!("{} did not answer within {wait:.1?}", endpoint.name));
                 return Err(Failure {
                     verdict: Verdict::Unknown,
                     message,

@@ -14,10 +14,11 @@ mod export;
 mod session;
 mod watch;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use endpoint::Endpoints;
@@ -64,6 +65,15 @@ impl Default for Options {
     }
 }
 
+/// Why a call that is still being tried has no answer yet; see [`Client::trouble`].
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// When the first of the calls that wait began.
+    pub since: Instant,
+    /// What the last attempt ended with, and where. One line.
+    pub message: String,
+}
+
 /// A handle on a cluster; cheap to clone, and clones share connections and sessions.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -77,6 +87,7 @@ struct Inner {
     attempt_timeout: Duration,
     use_sessions: bool,
     sessions: Arc<Sessions>,
+    trouble: Mutex<Option<Trouble>>,
 }
 
 /// The `key` and `range_end` of a prefix in etcd's convention; of all keys if it is empty.
@@ -115,6 +126,7 @@ impl Client {
                 attempt_timeout: options.attempt_timeout.min(options.timeout),
                 use_sessions: options.sessions,
                 sessions: Arc::default(),
+                trouble: Mutex::default(),
             }),
         })
     }
@@ -122,6 +134,23 @@ impl Client {
     /// The endpoints as `host:port`.
     pub fn endpoints(&self) -> Vec<String> {
         self.inner.endpoints.names()
+    }
+
+    /// What attempts fail with while calls are tried again; `None` once a server answered. For programs that tell
+    /// people why they wait.
+    pub fn trouble(&self) -> Option<Trouble> {
+        // Whoever panicked changed nothing by halves.
+        let trouble = self.inner.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.clone()
+    }
+
+    /// An attempt of a call that began at `since` ended: with this message, or with a server's answer.
+    fn note_attempt(&self, since: Instant, message: Option<&str>) {
+        let mut trouble = self.inner.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        *trouble = message.map(|message| Trouble {
+            since: trouble.as_ref().map_or(since, |trouble| trouble.since),
+            message: message.to_owned(),
+        });
     }
 
     /// Writes one key.

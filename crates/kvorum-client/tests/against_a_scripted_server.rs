@@ -370,11 +370,8 @@ async fn many_writes_in_flight_stay_in_the_windows_of_their_sessions() {
     let script = server.script();
     assert_eq!(script.seen.len(), 500);
     assert!(script.widest < 64, "{}", script.widest);
-    assert!(
-        (500u64.div_ceil(64)..=16).contains(&script.sessions),
-        "{}",
-        script.sessions
-    );
+    // The first session is full before anything is answered; later ones, on a slow machine, have room again soon.
+    assert!((2..=16).contains(&script.sessions), "{}", script.sessions);
 }
 
 fn event(key: &'static str, revision: i64) -> mvcc::Event {

@@ -94,6 +94,20 @@ impl Core {
         }
         result
     }
+
+    /// A refusal for surfaces whose texts are not etcd's: with the limit that was passed, and the option behind it.
+    pub(crate) fn explain(&self, error: &kvorum_model::Error) -> String {
+        let limits = self.handle.limits();
+        match error {
+            kvorum_model::Error::RequestTooLarge => {
+                format!(
+                    "{error}: the limit is {} bytes (--request-bytes-max)",
+                    limits.request_bytes_max
+                )
+            }
+            error => error.to_string(),
+        }
+    }
 }
 
 /// All services of the client port.

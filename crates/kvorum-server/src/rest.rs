@@ -4,6 +4,7 @@
 //! Keys and values are strings here: a value that is not UTF-8 is answered with 422. A failed write says in the
 //! header `kvorum-outcome` what became of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +15,7 @@ use hyper::body::Incoming;
 use kvorum_model::{Command, DeleteRangeRequest, KeyRange, PutRequest, RangeRequest};
 use kvorum_proto::{OUTCOME, Outcome, status_of};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::json;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -48,7 +50,31 @@ impl Rest for RestApi {
     }
 }
 
-type Answer = Result<Response<Body>, Status>;
+/// Why a request has no answer of its own.
+enum Failed {
+    Status(Status),
+    /// The body is over this limit.
+    BodyTooLarge(usize),
+}
+
+impl From<Status> for Failed {
+    fn from(status: Status) -> Self {
+        Failed::Status(status)
+    }
+}
+
+impl Failed {
+    /// Adds what became of the write.
+    fn mark(self, outcome: Outcome) -> Self {
+        match self {
+            Failed::Status(status) => Failed::Status(outcome.mark(status)),
+            // Which is never read, so never applied.
+            too_large => too_large,
+        }
+    }
+}
+
+type Answer = Result<Response<Body>, Failed>;
 
 async fn route(core: &Core, request: Request<Incoming>) -> Answer {
     let path = request.uri().path().to_owned();
@@ -78,7 +104,7 @@ async fn route(core: &Core, request: Request<Incoming>) -> Answer {
             Some((probe, check)) => Ok(probe
                 .answer(core, check, request.uri().query().unwrap_or(""))
                 .await),
-            None => Err(Status::not_found("Not Found")),
+            None => Err(Status::not_found("Not Found").into()),
         },
     }
 }
@@ -128,13 +154,36 @@ async fn get_key(core: &Core, request: &Request<Incoming>, path: &str) -> Answer
     Ok(json_response(StatusCode::OK, &json!({ "value": value })))
 }
 
-/// The body of `POST /kv`; unknown fields are ignored, missing ones empty, as in protobuf's JSON.
+/// The body of `POST /kv`, as protobuf's JSON has it: an empty string may be left out, and unknown fields are
+/// ignored. Both at once is no message of any client, but a misspelt `value`.
 #[derive(Deserialize)]
 struct SetBody {
-    #[serde(default)]
     key: Option<String>,
-    #[serde(default)]
     value: Option<String>,
+    #[serde(flatten)]
+    unknown: BTreeMap<String, IgnoredAny>,
+}
+
+impl SetBody {
+    fn parse(body: &[u8]) -> Result<PutRequest, Status> {
+        let body: SetBody = serde_json::from_slice(body).map_err(|error| {
+            Status::invalid_argument(format!("the body is not JSON with key and value: {error}"))
+        })?;
+        let key = body.key.filter(|key| !key.is_empty()).ok_or_else(empty_key)?;
+        let value = match (body.value, body.unknown.keys().next()) {
+            (None, Some(unknown)) => {
+                return Err(Status::invalid_argument(format!(
+                    "there is no `value`, and `{unknown}` is unknown; write {{\"key\":…,\"value\":…}}"
+                )));
+            }
+            (value, _) => value.unwrap_or_default(),
+        };
+        Ok(PutRequest {
+            key: key.into(),
+            value: value.into(),
+            ..PutRequest::default()
+        })
+    }
 }
 
 async fn set_key(core: &Core, request: Request<Incoming>) -> Answer {
@@ -142,21 +191,11 @@ async fn set_key(core: &Core, request: Request<Incoming>) -> Answer {
     let command = async {
         let context = Context::from_headers(&parts.headers, &core.handle)?;
         let body = whole_body(core, body, &context).await?;
-        let body: SetBody = serde_json::from_slice(&body).map_err(|error| {
-            Status::invalid_argument(format!("the body is not JSON with key and value: {error}"))
-        })?;
-        let key = body.key.filter(|key| !key.is_empty()).ok_or_else(empty_key)?;
-        let value = body.value.unwrap_or_default();
-        Ok((
-            context,
-            PutRequest {
-                key: key.into(),
-                value: value.into(),
-                ..PutRequest::default()
-            },
-        ))
+        Ok((context, SetBody::parse(&body)?))
     };
-    let (context, put) = command.await.map_err(|status| Outcome::NotApplied.mark(status))?;
+    let (context, put) = command
+        .await
+        .map_err(|failed: Failed| failed.mark(Outcome::NotApplied))?;
     write(core, &context, Command::Put(put)).await
 }
 
@@ -176,31 +215,34 @@ async fn delete_key(core: &Core, request: &Request<Incoming>, path: &str) -> Ans
 }
 
 async fn write(core: &Core, context: &Context, command: Command) -> Answer {
-    let applied = core.write(context, command).await.map_err(write_status)?;
+    let applied = core
+        .write(context, command)
+        .await
+        .map_err(|error| write_status(core, error))?;
     applied.result.map_err(|error| kvorum_proto::refused(&error))?;
     Ok(json_response(StatusCode::OK, &json!({})))
 }
 
 /// The whole body, within the limits of size and time.
-async fn whole_body(core: &Core, body: Incoming, context: &Context) -> Result<bytes::Bytes, Status> {
+async fn whole_body(core: &Core, body: Incoming, context: &Context) -> Result<bytes::Bytes, Failed> {
     let bytes_max = core.handle.limits().request_bytes_max + WIRE_OVERHEAD_BYTES;
     let whole = Limited::new(body, bytes_max).collect();
     match tokio::time::timeout_at(context.deadline.into(), whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Status::resource_exhausted(format!(
-            "the body is larger than {bytes_max} bytes"
-        ))),
-        Ok(Err(error)) => Err(Status::invalid_argument(format!(
-            "the body cannot be read: {error}"
-        ))),
-        Err(_) => Err(Status::deadline_exceeded("the body did not arrive in time")),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Failed::BodyTooLarge(bytes_max)),
+        Ok(Err(error)) => Err(Status::invalid_argument(format!("the body cannot be read: {error}")).into()),
+        Err(_) => Err(Status::deadline_exceeded("the body did not arrive in time").into()),
     }
 }
 
-/// A write's failure in this surface's codes: a deadline is `DeadlineExceeded`.
-fn write_status(error: WriteError) -> Status {
+/// A write's failure in this surface's codes: a deadline is `DeadlineExceeded`. Where etcd's text names no limit,
+/// this surface does.
+fn write_status(core: &Core, error: WriteError) -> Status {
     match error {
         WriteError::TimedOut => error.outcome().mark(Status::deadline_exceeded(error.to_string())),
+        WriteError::Refused(refusal) => {
+            Outcome::of_error(&refusal).mark(Status::new(status_of(&refusal).code(), core.explain(&refusal)))
+        }
         error => error.into(),
     }
 }
@@ -420,9 +462,20 @@ fn not_allowed(allowed: &'static str) -> Response<Body> {
 }
 
 /// `{"code","message","details"}` under the HTTP status that belongs to the code.
-fn error_response(status: Status) -> Response<Body> {
+fn error_response(failed: Failed) -> Response<Body> {
+    let (status, http) = match failed {
+        Failed::Status(status) => {
+            let http = http_status(status.code());
+            (status, http)
+        }
+        Failed::BodyTooLarge(bytes_max) => {
+            let text = format!("the body is larger than {bytes_max} bytes, what --request-bytes-max allows");
+            let status = Outcome::NotApplied.mark(Status::resource_exhausted(text));
+            (status, StatusCode::PAYLOAD_TOO_LARGE)
+        }
+    };
     let body = json!({ "code": status.code() as i32, "message": status.message(), "details": [] });
-    let mut response = json_response(http_status(status.code()), &body);
+    let mut response = json_response(http, &body);
     if let Some(outcome) = Outcome::of(&status) {
         response
             .headers_mut()
@@ -431,7 +484,7 @@ fn error_response(status: Status) -> Response<Body> {
     response
 }
 
-/// grpc-gateway's map, but for `FailedPrecondition`, which is 422 here, and a body that is too large.
+/// grpc-gateway's map, but for `FailedPrecondition`, which is 422 here.
 fn http_status(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,

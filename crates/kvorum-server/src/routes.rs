@@ -67,6 +67,8 @@ pub struct Routes(Arc<Table>);
 struct Table {
     grpc: Vec<Entry>,
     rest: Option<Arc<dyn Rest>>,
+    /// What the listener is for, told to those who ask for something else.
+    purpose: Option<&'static str>,
 }
 
 /// Builds [`Routes`].
@@ -102,6 +104,12 @@ impl RoutesBuilder {
         self
     }
 
+    /// Says what this listener is for, to those who mistake it for another.
+    pub fn purpose(mut self, text: &'static str) -> Self {
+        self.0.purpose = Some(text);
+        self
+    }
+
     /// Done.
     pub fn build(self) -> Routes {
         Routes(Arc::new(self.0))
@@ -124,7 +132,10 @@ impl hyper::service::Service<Request<Incoming>> for Routes {
         if !is_grpc(&request) {
             return match &self.0.rest {
                 Some(rest) => Routed::Rest(rest.call(request)),
-                None => Routed::Done(Some(plain(404, "only gRPC is served here\n"))),
+                None => {
+                    let text = self.0.purpose.unwrap_or("only gRPC is served here");
+                    Routed::Done(Some(plain(404, format!("{text}\n"))))
+                }
             };
         }
         if request.version() < http::Version::HTTP_2 {
@@ -143,9 +154,14 @@ impl hyper::service::Service<Request<Incoming>> for Routes {
                     is_write,
                 }
             }
-            None => Routed::Done(Some(
-                Status::unimplemented(format!("unknown service {service}")).into_http(),
-            )),
+            None => {
+                let why = format!("unknown service {service}");
+                let text = self
+                    .0
+                    .purpose
+                    .map_or(why.clone(), |purpose| format!("{why}: {purpose}"));
+                Routed::Done(Some(Status::unimplemented(text).into_http()))
+            }
         }
     }
 }

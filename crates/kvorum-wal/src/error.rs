@@ -22,11 +22,11 @@ pub enum WalError {
         why: String,
     },
     /// There is no claimed space left for this, and none could be claimed. Nothing was written; may be retried.
-    #[error("no space for the log in {dir}: free at least {bytes} bytes, writing then goes on by itself", dir = .dir.display())]
+    #[error("no space for the log in {dir}: {bytes} bytes must be free there", dir = .dir.display())]
     NoSpace {
         /// The log's directory.
         dir: PathBuf,
-        /// How many bytes are missing for one more segment.
+        /// How many bytes could not be claimed: one more segment, or all that a new log needs.
         bytes: u64,
     },
     /// The log lost or changed data that was durable. Nothing was cut: replace this member from its peers.

@@ -180,6 +180,26 @@ impl Spares {
         Ok(())
     }
 
+    /// Claims spares until there are `count`, or gives back all of them: a log that cannot begin takes no space
+    /// from others, and `NoSpace` then tells how much a beginning needs.
+    pub fn claim_all<D: Disk>(&mut self, disk: &D, count: usize) -> Result<(), WalError> {
+        while self.spares.len() < count {
+            let Err(error) = self.claim(disk, self.segment_bytes) else {
+                continue;
+            };
+            let WalError::NoSpace { dir, .. } = error else {
+                return Err(error);
+            };
+            for Spare { path, .. } in self.spares.drain(..) {
+                disk.remove(&path)
+                    .map_err(|e| WalError::io("removing", &path, &e))?;
+            }
+            let bytes = count as u64 * self.segment_bytes;
+            return Err(WalError::NoSpace { dir, bytes });
+        }
+        Ok(())
+    }
+
     /// Opens a spare and writes a segment header into it. Not durable and not renamed yet.
     pub fn take<D: Disk>(
         &mut self,

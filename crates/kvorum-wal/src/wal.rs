@@ -85,9 +85,7 @@ impl<D: Disk> Wal<D> {
         vote.check_unused(&disk, identity, initial.hard_state.unwrap_or_default())?;
         let mut spares = Spares::new(dir, options.segment_bytes);
         spares.adopt(&disk, &files)?;
-        while spares.len() < options.spare_segments_min + 2 {
-            spares.claim(&disk, options.segment_bytes)?;
-        }
+        spares.claim_all(&disk, options.spare_segments_min + 2)?;
         let (spare, current) = spares.take(&disk, 1, identity)?;
         let mut wal = Wal {
             index: Arc::new(RwLock::new(Index::new())),

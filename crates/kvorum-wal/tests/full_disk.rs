@@ -5,7 +5,7 @@ mod common;
 
 use bytes::Bytes;
 use common::{IDENTITY, create, dir, entries, open, vote};
-use kvorum_wal::{Base, Options, SimDisk, Space, Wal, WalError, Write};
+use kvorum_wal::{Base, Disk, Options, SimDisk, Space, Wal, WalError, Write};
 
 /// Fills a log on a disk of limited size until appending is refused; returns the last index.
 fn fill(wal: &mut Wal<SimDisk>, mut last: u64) -> u64 {
@@ -120,8 +120,17 @@ fn creation_on_a_full_disk_leaves_no_log() {
     let disk = SimDisk::new(1);
     disk.set_capacity(Some(2 * Options::small().segment_bytes));
     let result = Wal::create(disk.clone(), dir(), Options::small(), IDENTITY, &Write::default());
-    assert!(matches!(result, Err(WalError::NoSpace { .. })));
+    let needed = 4 * Options::small().segment_bytes;
+    assert!(
+        matches!(result, Err(WalError::NoSpace { bytes, .. }) if bytes == needed),
+        "all that a beginning needs is told, not the piece that was missed"
+    );
     assert!(!Wal::exists(&disk, dir()).unwrap());
+    let kept: Vec<_> = disk.list(dir()).unwrap();
+    assert!(
+        !kept.iter().any(|file| file.name.starts_with("spare")),
+        "space is given back to the others on a full disk: {kept:?}"
+    );
     disk.set_capacity(None);
     create(&disk);
     assert!(Wal::exists(&disk, dir()).unwrap());

@@ -97,7 +97,7 @@ pub struct BenchArgs {
     /// The keys are there from an earlier run: do not write each once before gets
     #[arg(long)]
     no_fill: bool,
-    /// Processes whose CPU time, memory and disk writes are reported
+    /// Processes whose CPU time and memory are reported
     #[arg(long, value_name = "PID", value_delimiter = ',')]
     pids: Vec<u32>,
     /// Print one JSON object
@@ -444,7 +444,6 @@ fn report(args: &BenchArgs, load: &Load, measured: &Measured) -> Result<(), Fail
                 "cpu_seconds": cpu.as_secs_f64(),
                 "cpu_us_per_op": per_op(cpu, ops),
                 "rss_bytes": after.rss,
-                "written_bytes": after.written - before.written.min(after.written),
             })
         }
         None => json!({"pid": pid, "error": "it ended"}),
@@ -499,10 +498,9 @@ fn report(args: &BenchArgs, load: &Load, measured: &Measured) -> Result<(), Fail
             match server["cpu_us_per_op"].as_f64() {
                 Some(cpu) => writeln!(
                     out,
-                    "process {}: {cpu:.1} us CPU an operation, {} MiB resident, {} MiB written",
+                    "process {}: {cpu:.1} us CPU an operation, {} MiB resident",
                     server["pid"],
                     server["rss_bytes"].as_u64().unwrap_or(0) >> 20,
-                    server["written_bytes"].as_u64().unwrap_or(0) >> 20,
                 )?,
                 None => writeln!(out, "process {}: it ended", server["pid"])?,
             }

@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::{self, Code, Failure};
+use crate::verbs::ClientArgs;
 use crate::{bench, demo, serve, verbs};
 
 #[derive(Parser)]
@@ -118,17 +119,22 @@ pub fn run(command: Command) -> Result<(), Failure> {
         Command::Config(args) => serve::print_config(&args),
         Command::Bench(args) => bench::run(args),
         Command::Demo(args) => block_on(demo::run(args)),
-        Command::Put(args) => block_on(verbs::kv::put(args)),
-        Command::Get(args) => block_on(verbs::kv::get(args)),
-        Command::Del(args) => block_on(verbs::kv::del(args)),
-        Command::Ls(args) => block_on(verbs::kv::ls(args)),
-        Command::Txn(args) => block_on(verbs::txn::run(args)),
-        Command::Watch(args) => block_on(verbs::watch::run(args)),
+        Command::Put(args) => client(args.client.clone(), verbs::kv::put(args)),
+        Command::Get(args) => client(args.client.clone(), verbs::kv::get(args)),
+        Command::Del(args) => client(args.client.clone(), verbs::kv::del(args)),
+        Command::Ls(args) => client(args.client.clone(), verbs::kv::ls(args)),
+        Command::Txn(args) => client(args.client.clone(), verbs::txn::run(args)),
+        Command::Watch(args) => client(args.client.clone(), verbs::watch::run(args)),
         Command::Status(args) => block_on(verbs::status::run(args)),
-        Command::Import(args) => block_on(verbs::import::run(args)),
-        Command::Export(args) => block_on(verbs::export::run(args)),
-        Command::Member(args) => block_on(verbs::member::run(args)),
+        Command::Import(args) => client(args.client.clone(), verbs::import::run(args)),
+        Command::Export(args) => client(args.client.clone(), verbs::export::run(args)),
+        Command::Member(args) => client(args.client().clone(), verbs::member::run(args)),
     }
+}
+
+/// Runs a client command.
+fn client(args: ClientArgs, command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    block_on(verbs::explained(args, command))
 }
 
 /// Runs a client on this thread alone.

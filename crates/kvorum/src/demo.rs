@@ -247,7 +247,7 @@ impl Demo {
                 () = signals.next() => return Ok(()),
                 _ = ticks.tick() => self.refresh().await,
                 line = line => {
-                    self.screen.entered();
+                    self.screen.entered(line.as_deref().unwrap_or_default());
                     let Some(line) = line else { return Ok(()) };
                     if !self.obey(&line).await? {
                         return Ok(());
@@ -297,7 +297,7 @@ impl Demo {
         loop {
             for member in &mut self.members {
                 if let Some(end) = member.ended() {
-                    return Err(Failure::error(format!("{} ended: {end}", member.name)));
+                    return Err(Failure::error(format!("{} {end}", member.name)));
                 }
             }
             let statuses = self.ask().await;
@@ -366,23 +366,29 @@ impl Demo {
     /// Looks at all members, tells what changed, and renews the status line.
     async fn refresh(&mut self) {
         let statuses = self.ask().await;
-        for member in &mut self.members {
+        for (position, member) in self.members.iter_mut().enumerate() {
             if let Some(end) = member.ended() {
-                self.screen
-                    .event(&format!("{} ended by itself: {end}", member.name));
+                let number = position + 1;
+                self.screen.event(&format!(
+                    "{} {end}; `restart {number}` brings it back",
+                    member.name
+                ));
             }
         }
+        let running = self.members.iter().filter(|member| member.is_running()).count();
+        let majority = 2 * running > self.members.len();
         let newest = statuses
             .iter()
             .flatten()
             .max_by_key(|s| (s.term, s.role() == Role::Leader));
         let leader = newest
-            .filter(|s| s.role() == Role::Leader)
+            .filter(|s| s.role() == Role::Leader && majority)
             .map(|s| (s.name.clone(), s.term));
         if leader != self.leader {
             match &leader {
                 Some((name, term)) => self.screen.event(&format!("{name} leads (term {term})")),
-                None => self.screen.event("no leader"),
+                None if majority => self.screen.event("no leader"),
+                None => self.screen.event("no leader: a majority of the members must run"),
             }
             self.leader = leader;
         }
@@ -397,7 +403,7 @@ impl Demo {
         self.revision = revision.map(|revision| (revision, now));
         let mut line = Line::default();
         for (member, status) in self.members.iter().zip(&statuses) {
-            line.member(&member.name, member.is_running(), status.as_ref());
+            line.member(&member.name, member.is_running(), majority, status.as_ref());
         }
         if let Some(newest) = newest {
             line.cluster(newest.term, revision.unwrap_or(0), rate);

@@ -30,6 +30,8 @@ pub const HELP: &str = "Exit codes: 0 done; 1 refused or failed; 2 malformed arg
 pub struct Failure {
     code: Code,
     message: String,
+    /// What to do, in words that stand behind the message.
+    advice: Option<String>,
 }
 
 impl Failure {
@@ -38,6 +40,7 @@ impl Failure {
         Failure {
             code: Code::Error,
             message: message.into(),
+            advice: None,
         }
     }
 
@@ -46,6 +49,7 @@ impl Failure {
         Failure {
             code: Code::Usage,
             message: message.into(),
+            advice: None,
         }
     }
 
@@ -54,6 +58,7 @@ impl Failure {
         Failure {
             code,
             message: message.into(),
+            advice: None,
         }
     }
 
@@ -63,10 +68,31 @@ impl Failure {
         self
     }
 
+    /// The same with another exit code.
+    pub fn with_code(self, code: Code) -> Self {
+        Failure { code, ..self }
+    }
+
+    /// Says what to do, in place of what was said of that before.
+    pub fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+
+    /// Whether nobody answered, or not in time.
+    pub fn is_silence(&self) -> bool {
+        matches!(self.code, Code::Unavailable | Code::Unknown) && !self.message.is_empty()
+    }
+
+    /// Whether a write may have been applied.
+    pub fn is_unknown(&self) -> bool {
+        self.code == Code::Unknown
+    }
+
     /// Prints the line and gives the exit code.
     pub fn report(&self) -> ExitCode {
         if !self.message.is_empty() {
-            eprintln!("error: {}", self.message);
+            eprintln!("error: {self}");
         }
         ExitCode::from(self.code as u8)
     }
@@ -74,7 +100,11 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.message)?;
+        match &self.advice {
+            Some(advice) => write!(f, "; {advice}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -84,24 +114,59 @@ pub fn os(error: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
+/// What to do after a write whose fate is unknown.
+pub const READ_BACK: &str = "read it back before writing again";
+
+/// What stands behind a server's words, where these are etcd's and so cannot say more.
+fn advice_on(words: &str) -> Option<&'static str> {
+    const ADVICE: [(&str, &str); 5] = [
+        (
+            "request is too large",
+            "the limit is the members' --request-bytes-max, 1.5MiB by default",
+        ),
+        (
+            "received message larger than max",
+            "the limit is the members' --request-bytes-max, 1.5MiB by default, and 512KiB for the envelope",
+        ),
+        (
+            "too many operations in txn",
+            "each list of a transaction takes at most 128 operations",
+        ),
+        (
+            "database space exceeded",
+            "a member's disk is full, `kvorum status` says whose: free some space there, and writing goes on",
+        ),
+        (
+            "requested lease not found",
+            "kvorum has no leases yet: leave --lease out",
+        ),
+    ];
+    let found = ADVICE.iter().find(|(text, _)| words.contains(text));
+    found.map(|(_, advice)| *advice)
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let message = error.to_string();
         match error {
-            Error::Unknown { .. } => Failure::new(
-                Code::Unknown,
-                format!("{message}; read it back before writing again"),
-            ),
-            Error::Unavailable { .. } => Failure::new(
-                Code::Unavailable,
-                format!("{message}; check --endpoints and that a majority of the members runs"),
-            ),
+            Error::Unknown { .. } => Failure::new(Code::Unknown, message).advise(READ_BACK),
+            Error::Unavailable { .. } => Failure::new(Code::Unavailable, message)
+                .advise("check --endpoints and that a majority of the members runs"),
             Error::Config(_) => Failure::usage(message),
             Error::Rejected {
                 code: kvorum_client::Code::Unimplemented,
                 ..
-            } => Failure::error(format!("the server does not offer this: {message}")),
-            Error::Rejected { .. } | Error::Compacted { .. } | Error::Protocol(_) => Failure::error(message),
+            } => match message.split_once(": this is a member's peer port") {
+                Some((_, rest)) => {
+                    Failure::error(format!("check --endpoints: this is a member's peer port{rest}"))
+                }
+                None => Failure::error(format!("the server does not offer this: {message}")),
+            },
+            Error::Rejected { .. } => match advice_on(&message) {
+                Some(advice) => Failure::error(message).advise(advice),
+                None => Failure::error(message),
+            },
+            Error::Compacted { .. } | Error::Protocol(_) => Failure::error(message),
         }
     }
 }

@@ -10,16 +10,17 @@ pub mod txn;
 pub mod watch;
 
 use std::ffi::{OsStr, OsString};
+use std::future::Future;
 use std::io::{self, BufWriter, Stdout, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
-use kvorum_client::{Client, Options};
+use kvorum_client::{Client, Error, Options};
 use serde::Serialize;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, READ_BACK};
 use crate::units::{format_duration, parse_duration};
 
 /// How results are printed.
@@ -44,7 +45,8 @@ pub struct ClientArgs {
         default_value = "127.0.0.1:2379"
     )]
     pub endpoints: Vec<String>,
-    /// Longest time that an operation may take, retries included [default: 10s; import and export 60s]
+    /// Longest time that an operation may take; until then it is tried again, refused connections included
+    /// [default: 10s; import, export and member 60s; status 2s for each server]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub timeout: Option<Duration>,
     /// How results are printed
@@ -68,16 +70,87 @@ impl ClientArgs {
             .filter(|text| !text.trim().is_empty())
             .cloned()
             .collect();
-        Ok(Client::new(Options {
+        let client = Client::new(Options {
             endpoints,
             timeout,
             ..Options::default()
-        })?)
+        })?;
+        tokio::spawn(tell_why_it_waits(client.clone(), timeout));
+        Ok(client)
     }
 
     /// Whether to print JSON.
     pub fn json(&self) -> bool {
         self.output == Format::Json
+    }
+}
+
+/// Says on standard error, once for each time that nobody answers for long, what is tried and until when. Ends with
+/// the command.
+async fn tell_why_it_waits(client: Client, timeout: Duration) {
+    let mut told = None;
+    loop {
+        tokio::time::sleep(PATIENCE / 10).await;
+        match client.trouble() {
+            None => told = None,
+            Some(trouble) if told != Some(trouble.since) && trouble.since.elapsed() >= PATIENCE => {
+                told = Some(trouble.since);
+                let timeout = format_duration(timeout);
+                eprintln!("no answer yet: {}; trying for {timeout} in all", trouble.message);
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// Carries a client command out. If nobody answered it in time, asks the servers how they are: those that are there
+/// know better than a timeout what is wrong.
+pub async fn explained(
+    client: ClientArgs,
+    command: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    let Err(failure) = command.await else {
+        return Ok(());
+    };
+    if !failure.is_silence() {
+        return Err(failure);
+    }
+    let answers = status::ask(client.endpoints, DIAGNOSIS_TIMEOUT).await;
+    let Some(why) = answers.ok().and_then(|answers| status::diagnosis(&answers)) else {
+        return Err(failure);
+    };
+    let read_back = failure.is_unknown().then_some(READ_BACK);
+    let advice: Vec<&str> = [why.as_str()].into_iter().chain(read_back).collect();
+    Err(failure.advise(advice.join("; ")))
+}
+
+/// How long nobody may answer before a person is told.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long servers may take to say what is wrong with them.
+const DIAGNOSIS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Explains why a revision that was asked for cannot be read.
+pub async fn revision_failure(client: &Client, revision: i64, error: Error) -> Failure {
+    let out_of_range = matches!(
+        &error,
+        Error::Rejected {
+            code: kvorum_client::Code::OutOfRange,
+            ..
+        }
+    );
+    if !out_of_range || revision <= 0 {
+        return error.into();
+    }
+    match client.status().await {
+        Ok(status) if revision > status.revision => Failure::error(format!(
+            "revision {revision} is in the future: the newest is {}",
+            status.revision
+        )),
+        Ok(status) if revision < status.compact_revision => Failure::error(format!(
+            "revision {revision} is compacted: revisions {} to {} can be read",
+            status.compact_revision, status.revision
+        )),
+        _ => error.into(),
     }
 }
 

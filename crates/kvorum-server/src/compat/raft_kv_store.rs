@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use kvorum_model::{Command, DeleteRangeRequest, Error, ErrorKind, KeyRange, PutRequest, RangeRequest};
 use kvorum_proto::kv::{self as pb, kv_store_server::KvStore};
-use kvorum_proto::{OUTCOME, Outcome, refused, status_of};
+use kvorum_proto::{OUTCOME, Outcome, status_of};
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
@@ -34,10 +34,21 @@ impl RaftKvStore {
         match self.0.write(&context, command).await {
             Ok(applied) => match applied.result {
                 Ok(_) => Ok(Ok(applied.index)),
-                Err(error) => by_kind(error),
+                Err(error) => self.by_kind(error),
             },
-            Err(WriteError::Refused(error)) => by_kind(error),
+            Err(WriteError::Refused(error)) => self.by_kind(error),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether a refusal is the caller's mistake, or the store's answer.
+    fn by_kind(&self, error: Error) -> Result<Written, Status> {
+        match error.kind() {
+            ErrorKind::Invalid | ErrorKind::FailedPrecondition => {
+                let status = Status::new(status_of(&error).code(), self.0.explain(&error));
+                Err(Outcome::of_error(&error).mark(status))
+            }
+            ErrorKind::OutOfRange | ErrorKind::NotFound | ErrorKind::Exhausted => Ok(Err(error)),
         }
     }
 
@@ -60,14 +71,6 @@ impl RaftKvStore {
             value: found.map_or_else(Bytes::new, |kv| kv.value),
             error: String::new(),
         })
-    }
-}
-
-/// Whether a refusal is the caller's mistake, or the store's answer.
-fn by_kind(error: Error) -> Result<Written, Status> {
-    match error.kind() {
-        ErrorKind::Invalid | ErrorKind::FailedPrecondition => Err(refused(&error)),
-        ErrorKind::OutOfRange | ErrorKind::NotFound | ErrorKind::Exhausted => Ok(Err(error)),
     }
 }
 

@@ -185,15 +185,11 @@ impl Applier {
             Ok(_) if self.full => {
                 (self.full, self.since_full) = (false, 0);
                 self.space.tell(Part::Store, false);
-                tracing::info!("the store's disk has space again");
             }
             Ok(_) => {}
             Err(StoreError::NoSpace) if !self.full => {
                 self.full = true;
                 self.space.tell(Part::Store, true);
-                tracing::error!(
-                    "the store's disk is full: writes that need space are refused until there is some; free some space"
-                );
             }
             Err(StoreError::NoSpace) => {}
             Err(error) => return Err(error.to_string()),

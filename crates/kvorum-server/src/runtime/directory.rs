@@ -12,10 +12,10 @@
 
 use std::path::{Path, PathBuf};
 
-use kvorum_mvcc::LsmStore;
+use kvorum_mvcc::{LsmStore, StoreError};
 use kvorum_node::recovery::founding_write;
 use kvorum_wal::disk::{LockError, RealDisk, RealLock};
-use kvorum_wal::{Disk, Recovered, Wal};
+use kvorum_wal::{Disk, Recovered, Wal, WalError};
 use tonic::{Code, Status};
 
 use super::handshake::{Acquaintance, read_u128};
@@ -42,12 +42,28 @@ pub enum StartError {
         /// The process.
         pid: u32,
     },
+    /// Its disk is full.
+    #[error(
+        "not enough space in {dir}: this member needs {} free there to start; free some, or choose another \
+         --data-dir, then start it again", mebibytes(*.bytes), dir = .dir.display()
+    )]
+    NoSpace {
+        /// Where.
+        dir: PathBuf,
+        /// How much must be free.
+        bytes: u64,
+    },
     /// The peers refuse this member.
     #[error("the cluster refuses this member: {0}")]
     Refused(String),
     /// Anything else, in words of its own.
     #[error("{0}")]
     Other(String),
+}
+
+/// As people count the space of disks, rounded up.
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 impl StartError {
@@ -61,6 +77,8 @@ pub(crate) struct Directory {
     pub(crate) disk: RealDisk,
     pub(crate) path: PathBuf,
     pub(crate) identity: Identity,
+    /// Whether this start made the log.
+    begins: bool,
     _lock: RealLock,
 }
 
@@ -111,7 +129,7 @@ impl Directory {
                 };
                 identity
                     .store(&disk, &path)
-                    .map_err(|error| trouble(error.to_string()))?;
+                    .map_err(|error| identity_trouble(&path, error))?;
                 identity
             }
         };
@@ -122,6 +140,7 @@ impl Directory {
             disk,
             path,
             identity,
+            begins: false,
             _lock: lock,
         })
     }
@@ -130,7 +149,7 @@ impl Directory {
     pub(crate) fn open_log(&mut self) -> Result<(Wal<RealDisk>, Recovered), StartError> {
         let dir = self.path.join("log");
         let mark = self.identity.log_mark();
-        let exists = Wal::exists(&self.disk, &dir).map_err(StartError::other)?;
+        let exists = Wal::exists(&self.disk, &dir).map_err(log_trouble)?;
         if !exists && self.identity.started {
             return Err(StartError::Directory {
                 dir: self.path.clone(),
@@ -146,16 +165,16 @@ impl Directory {
             } else {
                 founding_write(&self.identity.founders)
             };
-            let mut wal =
-                Wal::create(self.disk, &dir, log_options(), &mark, &first).map_err(StartError::other)?;
-            wal.prepare_next().map_err(StartError::other)?;
-            wal.close().map_err(StartError::other)?;
+            let mut wal = Wal::create(self.disk, &dir, log_options(), &mark, &first).map_err(log_trouble)?;
+            wal.prepare_next().map_err(log_trouble)?;
+            wal.close().map_err(log_trouble)?;
+            self.begins = true;
         }
         if !self.identity.started {
             self.identity.started = true;
             self.store_identity()?;
         }
-        Wal::open(self.disk, &dir, log_options(), &mark).map_err(StartError::other)
+        Wal::open(self.disk, &dir, log_options(), &mark).map_err(log_trouble)
     }
 
     /// Opens the store, or makes it if the log still has everything.
@@ -165,8 +184,9 @@ impl Directory {
         options: &kvorum_mvcc::lsm::Options,
     ) -> Result<LsmStore, StartError> {
         let dir = self.path.join("store");
-        if LsmStore::exists(&dir).map_err(StartError::other)? {
-            return LsmStore::open(&dir, options.clone()).map_err(StartError::other);
+        let trouble = |error| store_trouble(&dir, error);
+        if LsmStore::exists(&dir).map_err(trouble)? {
+            return LsmStore::open(&dir, options.clone()).map_err(trouble);
         }
         if recovered.base.index > 0 {
             return Err(StartError::Directory {
@@ -177,17 +197,58 @@ impl Directory {
                 ),
             });
         }
-        LsmStore::create(&dir, options.clone()).map_err(StartError::other)
+        if !self.begins {
+            tracing::warn!(
+                entries = recovered.last_index,
+                "the store {} is missing; the log is complete, and the store is rebuilt from it",
+                dir.display()
+            );
+        }
+        LsmStore::create(&dir, options.clone()).map_err(trouble)
     }
 
     pub(crate) fn store_identity(&self) -> Result<(), StartError> {
         let stored = self.identity.store(&self.disk, &self.path);
-        stored.map_err(|error: IdentityError| StartError::Directory {
-            dir: self.path.clone(),
-            why: error.to_string(),
-        })
+        stored.map_err(|error| identity_trouble(&self.path, error))
     }
 }
+
+/// A log that does not open: the process ends, so that a full disk takes a start of its own when there is space.
+fn log_trouble(error: WalError) -> StartError {
+    match error {
+        WalError::NoSpace { dir, bytes } => StartError::NoSpace {
+            dir,
+            bytes: bytes + SMALL_FILES_BYTES,
+        },
+        error => StartError::other(error),
+    }
+}
+
+fn store_trouble(dir: &Path, error: StoreError) -> StartError {
+    match error {
+        StoreError::NoSpace => StartError::NoSpace {
+            dir: dir.to_owned(),
+            bytes: SMALL_FILES_BYTES,
+        },
+        error => StartError::other(error),
+    }
+}
+
+fn identity_trouble(dir: &Path, error: IdentityError) -> StartError {
+    match error {
+        IdentityError::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => StartError::NoSpace {
+            dir: dir.to_owned(),
+            bytes: SMALL_FILES_BYTES,
+        },
+        error => StartError::Directory {
+            dir: dir.to_owned(),
+            why: error.to_string(),
+        },
+    }
+}
+
+/// What all that is not the log's claimed space surely finds room in: identity, vote, an empty store.
+const SMALL_FILES_BYTES: u64 = 1 << 20;
 
 /// Segments of half the default size: a member claims four of them before its first write.
 fn log_options() -> kvorum_wal::Options {

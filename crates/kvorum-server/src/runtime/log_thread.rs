@@ -138,12 +138,9 @@ fn write<D: Disk>(
                 inbox(Input::Persisted(seq));
                 return Ok(());
             }
-            Err(error @ WalError::NoSpace { .. }) => {
+            Err(WalError::NoSpace { .. }) => {
                 if !*exhausted {
                     *exhausted = true;
-                    tracing::error!(
-                        "the log's disk is full ({error}); writes that need space are refused until there is some"
-                    );
                     space.tell(Part::Log, true);
                 }
                 std::thread::park_timeout(SPACE_RETRY);

@@ -12,6 +12,7 @@ mod directory;
 mod figures;
 mod handshake;
 mod identity;
+mod leadership;
 mod log_thread;
 mod peer_service;
 mod peers;

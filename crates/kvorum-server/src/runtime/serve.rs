@@ -21,6 +21,7 @@ use super::directory::{Directory, StartError};
 use super::figures::LogFigures;
 use super::handshake::Acquaintance;
 use super::identity::founder_id;
+use super::leadership::Leadership;
 use super::log_thread::{LogWork, run_reader, run_writer};
 use super::peer_service::PeerService;
 use super::peers::{FRAME_BYTES_MAX, Inbox, OnRemoved, PeerNet, WINDOW_BYTES};
@@ -98,7 +99,7 @@ pub fn serve(
         member = %format_args!("{:016x}", member.handle.identity().member_id),
         clients = %options.client_urls().join(","),
         peers = %options.peer_address(),
-        "ready to serve client requests"
+        "listening"
     );
     let end = runtime.block_on(async {
         tokio::select! {
@@ -289,8 +290,11 @@ impl Member {
                 ending.clone(),
             ),
             publish: {
-                let port = port.clone();
-                Box::new(move |status| port.publish_node(status))
+                let (port, leadership) = (port.clone(), Leadership::default());
+                Box::new(move |status| {
+                    leadership.note(&status);
+                    port.publish_node(status);
+                })
             },
         };
         let space = Arc::new(SpaceWatch::new(inbox.clone()));
@@ -554,7 +558,10 @@ fn open_peer_port(listener: std::net::TcpListener, service: PeerService) -> Resu
     let service = PeerServer::new(service)
         .max_decoding_message_size(FRAME_BYTES_MAX)
         .max_encoding_message_size(FRAME_BYTES_MAX);
-    let routes = RoutesBuilder::default().grpc(service, &[]).build();
+    let routes = RoutesBuilder::default()
+        .grpc(service, &[])
+        .purpose("this is a member's peer port; clients use its client port (--listen-client)")
+        .build();
     let limits = HttpLimits {
         connections_max: 256,
         ping_interval: Duration::from_secs(5),

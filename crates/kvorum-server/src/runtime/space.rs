@@ -1,6 +1,7 @@
 //! Whether this member has space: log and store each tell what their disk says, the replica hears when the answer
-//! for both changes.
+//! for both changes, and the operator when either does.
 
+use std::fmt;
 use std::sync::Mutex;
 
 use kvorum_node::Input;
@@ -12,6 +13,15 @@ use super::peers::Inbox;
 pub(crate) enum Part {
     Log,
     Store,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Part::Log => "log",
+            Part::Store => "store",
+        })
+    }
 }
 
 /// What they told last.
@@ -33,7 +43,14 @@ impl SpaceWatch {
     pub(crate) fn tell(&self, part: Part, full: bool) {
         let mut parts = self.full.lock().expect("no panic while held");
         let before = parts.contains(&true);
-        parts[part as usize] = full;
+        let was_full = std::mem::replace(&mut parts[part as usize], full);
+        if full && !was_full {
+            tracing::error!(
+                "the {part}'s disk is full: writes that need space are refused; free some, and writing goes on by itself"
+            );
+        } else if was_full && !full {
+            tracing::info!("the {part}'s disk has space again");
+        }
         let exhausted = parts.contains(&true);
         if exhausted != before {
             // Under the lock, so that the last news is the last to arrive.

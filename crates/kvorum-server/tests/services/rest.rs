@@ -110,6 +110,18 @@ async fn mistakes_are_named() {
     check_error(&get(&server, "/kv/").await, 400, 3, "empty key", None);
     let answer = send(&server, "DELETE", "/kv/", "", b"").await;
     check_error(&answer, 400, 3, "empty key", Some("not-applied"));
+    // A misspelt `value` would else write an empty one.
+    for body in [
+        r#"{"key":"a","vlaue":"x"}"#,
+        r#"{"key":"a","val":"x","value":null}"#,
+    ] {
+        let answer = post(&server, body).await;
+        assert_eq!(answer.status, 400, "{}", answer.body);
+        assert!(answer.body.contains("there is no `value`"), "{}", answer.body);
+    }
+    assert_eq!(get(&server, "/kv/a").await.status, 404);
+    let answer = post(&server, r#"{"key":"more","value":"x","comment":[1]}"#).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
     for body in ["", "{", "[]", r#"{"key":1}"#, r#"{"key":"a","value":7}"#] {
         let answer = post(&server, body).await;
         assert_eq!(
@@ -157,12 +169,12 @@ async fn bodies_have_a_limit() {
         &answer,
         400,
         3,
-        "etcdserver: request is too large",
+        "etcdserver: request is too large: the limit is 1000 bytes (--request-bytes-max)",
         Some("not-applied"),
     );
     let answer = post(&server, &body(1000 + 512 * 1024)).await;
-    let text = "the body is larger than 525288 bytes";
-    check_error(&answer, 429, 8, text, Some("not-applied"));
+    let text = "the body is larger than 525288 bytes, what --request-bytes-max allows";
+    check_error(&answer, 413, 8, text, Some("not-applied"));
 }
 
 #[tokio::test]

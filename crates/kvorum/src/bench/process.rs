@@ -12,8 +12,6 @@ pub struct Usage {
     pub cpu: Duration,
     /// Resident memory in bytes.
     pub rss: u64,
-    /// Bytes that it caused to be written to disks; 0 where `/proc/PID/io` cannot be read.
-    pub written: u64,
 }
 
 /// CPU time of this process.
@@ -29,12 +27,10 @@ pub fn own_cpu() -> Duration {
 pub fn usage(pid: u32) -> Option<Usage> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
     let rss_kib = field(&status, "VmRSS:").unwrap_or(0);
     Some(Usage {
         cpu: cpu(&stat)?,
         rss: rss_kib * 1024,
-        written: field(&io, "write_bytes:").unwrap_or(0),
     })
 }
 

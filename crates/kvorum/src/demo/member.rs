@@ -102,15 +102,11 @@ impl Member {
         self.process.is_some()
     }
 
-    /// If the process ended by itself since the last look: how, and the last line of its log.
+    /// If the process ended since the last look, and not by this demo: how, as the rest of a sentence.
     pub fn ended(&mut self) -> Option<String> {
         let status = self.process.as_mut()?.try_wait().ok()??;
         self.process = None;
-        let how = describe(status);
-        Some(match last_line(&self.log) {
-            Some(line) => format!("{how}: {line}"),
-            None => format!("{how}; see {}", self.log.display()),
-        })
+        Some(describe(status, &self.log))
     }
 
     /// Kills the process, as kill -9 does; whether it ran.
@@ -147,12 +143,17 @@ impl Member {
     }
 }
 
-fn describe(status: ExitStatus) -> String {
+/// How a process ended that the demo did not end. Its log has a reason only if it ended of its own accord.
+fn describe(status: ExitStatus, log: &Path) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (_, Some(signal)) => format!("signal {signal}"),
-        _ => "for an unknown reason".to_owned(),
+        (Some(0), _) => "stopped in order: somebody asked it to".to_owned(),
+        (Some(code), _) => match last_line(log) {
+            Some(line) => format!("ended with exit code {code}: {line}"),
+            None => format!("ended with exit code {code}; see {}", log.display()),
+        },
+        (_, Some(signal)) => format!("was killed by signal {signal}"),
+        _ => format!("ended; see {}", log.display()),
     }
 }
 
@@ -190,6 +191,19 @@ mod tests {
                 .iter()
                 .any(|a| a.ends_with("node-3=127.0.0.1:7503"))
         );
+    }
+
+    /// Once the demo gave as the reason of a kill -9 whatever the member had logged last.
+    #[test]
+    fn a_log_tells_why_only_of_those_that_ended_by_themselves() {
+        use std::os::unix::process::ExitStatusExt;
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        std::fs::write(&log, "ready\nerror: it broke\n").unwrap();
+        let told = |wait_status| describe(ExitStatus::from_raw(wait_status), &log);
+        assert_eq!(told(9), "was killed by signal 9");
+        assert_eq!(told(0), "stopped in order: somebody asked it to");
+        assert_eq!(told(1 << 8), "ended with exit code 1: error: it broke");
     }
 
     #[test]

@@ -27,10 +27,13 @@ pub struct Line {
 }
 
 impl Line {
-    /// Adds a member.
-    pub fn member(&mut self, name: &str, running: bool, status: Option<&StatusResponse>) {
+    /// Adds a member; `majority` says whether the processes of a majority run.
+    pub fn member(&mut self, name: &str, running: bool, majority: bool, status: Option<&StatusResponse>) {
         let (colour, word, applied) = match status {
-            Some(status) if !status.majority_contact => (RED, "cut off", Some(status.applied_index)),
+            // A member notices it a little later.
+            Some(status) if !majority || !status.majority_contact => {
+                (RED, "cut off", Some(status.applied_index))
+            }
             Some(status) => {
                 let role = role(status);
                 let colour = if role == "leader" { BOLD_GREEN } else { "" };
@@ -109,10 +112,11 @@ impl Screen {
         self.prompt = prompt;
     }
 
-    /// The person entered a line: the cursor stands at the start of a new one.
-    pub fn entered(&mut self) {
-        if self.in_place {
-            self.shown = None;
+    /// The person entered a line: the cursor stands at the start of a new one, and the status above what was typed
+    /// goes, because it would stay there as if it still held.
+    pub fn entered(&mut self, typed: &str) {
+        if self.in_place && self.shown.take().is_some() && self.prompt {
+            self.print(&above_gone(typed, columns()));
         }
     }
 
@@ -198,6 +202,12 @@ impl Screen {
     }
 }
 
+/// What deletes the line above the prompt and what was typed there, which takes several rows if it is long.
+fn above_gone(typed: &str, columns: usize) -> String {
+    let rows = (PROMPT.len() + typed.chars().count()) / columns + 1;
+    format!("\x1b[{}A\r\x1b[M\x1b[{rows}B\r", rows + 1)
+}
+
 /// The terminal's width.
 fn columns() -> usize {
     match rustix::termios::tcgetwinsize(io::stdout()) {
@@ -212,6 +222,12 @@ mod tests {
     use kvorum_client::proto::v1::{Role, Suffrage};
 
     #[test]
+    fn the_old_status_goes_when_a_line_is_entered() {
+        assert_eq!(above_gone("kill 1", 80), "\x1b[2A\r\x1b[M\x1b[1B\r");
+        assert_eq!(above_gone(&"x".repeat(80), 80), "\x1b[3A\r\x1b[M\x1b[2B\r");
+    }
+
+    #[test]
     fn the_status_line() {
         let mut status = StatusResponse {
             majority_contact: true,
@@ -222,10 +238,10 @@ mod tests {
         status.set_role(Role::Leader);
         status.set_suffrage(Suffrage::Voter);
         let mut line = Line::default();
-        line.member("node-1", true, Some(&status));
-        line.member("node-2", false, None);
+        line.member("node-1", true, true, Some(&status));
+        line.member("node-2", false, true, None);
         status.majority_contact = false;
-        line.member("node-3", true, Some(&status));
+        line.member("node-3", true, true, Some(&status));
         line.cluster(2, 40, 12.4);
         let full = "node-1 leader 7  node-2 down  node-3 cut off 7  term 2  revision 40  12/s";
         assert_eq!(line.render(200, false), full);
@@ -235,5 +251,11 @@ mod tests {
                 .starts_with("\x1b[1;32mnode-1 leader 7\x1b[0m")
         );
         assert_eq!(line.shape, "node-1=leader node-2=down node-3=cut off 2");
+
+        // A leader whose followers were killed does not know yet.
+        status.majority_contact = true;
+        let mut line = Line::default();
+        line.member("node-1", true, false, Some(&status));
+        assert_eq!(line.render(200, false), "node-1 cut off 7");
     }
 }

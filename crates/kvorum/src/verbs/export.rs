@@ -11,7 +11,7 @@ use kvorum_client::{Client, prefix_range};
 use serde_json::json;
 
 use super::record::ExportLine;
-use super::{ClientArgs, LONG_TIMEOUT, bytes, is_dash};
+use super::{ClientArgs, LONG_TIMEOUT, bytes, is_dash, revision_failure};
 use crate::failure::{self, Failure};
 
 /// Arguments of `export`.
@@ -30,7 +30,7 @@ pub struct ExportArgs {
     #[arg(long)]
     serializable: bool,
     #[command(flatten)]
-    client: ClientArgs,
+    pub client: ClientArgs,
 }
 
 /// Prints or writes all records.
@@ -82,7 +82,12 @@ async fn write(
 ) -> Result<(u64, i64), Failure> {
     let mut export = client.export(range, revision, serializable);
     let mut records = 0;
-    while let Some(chunk) = export.next().await? {
+    loop {
+        let chunk = match export.next().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break,
+            Err(error) => return Err(revision_failure(client, revision, error).await),
+        };
         for kv in &chunk {
             serde_json::to_writer(&mut *out, &ExportLine::new(&kv.key, &kv.value))
                 .map_err(std::io::Error::from)?;

@@ -43,7 +43,7 @@ pub struct ImportArgs {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u8).range(1..=128))]
     batch: u8,
     #[command(flatten)]
-    client: ClientArgs,
+    pub client: ClientArgs,
 }
 
 /// Lines that are written together.
@@ -80,6 +80,7 @@ pub async fn run(args: ImportArgs) -> Result<(), Failure> {
         running: JoinSet::new(),
         keys: HashSet::new(),
         records: 0,
+        in_doubt: false,
         progress: progress(length),
     };
     let started = Instant::now();
@@ -87,8 +88,15 @@ pub async fn run(args: ImportArgs) -> Result<(), Failure> {
     import.progress.finish_and_clear();
     let records = import.records;
     if let Err(failure) = outcome {
-        // Of the batches in flight some may be written too; writing them again does no harm.
-        return Err(failure.context(&format!("import stopped with {records} records or more written")));
+        // What is in flight may be written too; writing it again does no harm.
+        let perhaps = match import.in_doubt {
+            true => ", perhaps more",
+            false => "",
+        };
+        let plural = if records == 1 { "" } else { "s" };
+        return Err(failure.context(&format!(
+            "import stopped, {records} record{plural} written{perhaps}"
+        )));
     }
     let elapsed = started.elapsed();
     match args.client.json() {
@@ -117,15 +125,23 @@ fn progress(length: Option<u64>) -> ProgressBar {
     }
 }
 
+/// Why a batch was not written, and how many of its records were all the same.
+struct Stopped {
+    failure: Failure,
+    written: u64,
+}
+
 struct Import {
     client: Client,
     in_flight_max: usize,
     batch_max: usize,
-    running: JoinSet<Result<Batch, Failure>>,
+    running: JoinSet<Result<Batch, Stopped>>,
     /// Keys of the batches in flight.
     keys: HashSet<Bytes>,
     /// Records written.
     records: u64,
+    /// Whether a write was left before its end.
+    in_doubt: bool,
     progress: ProgressBar,
 }
 
@@ -177,7 +193,15 @@ impl Import {
         let Some(finished) = self.running.join_next().await else {
             return Ok(());
         };
-        let batch = finished.map_err(|error| Failure::error(format!("a write ended badly: {error}")))??;
+        let finished = finished.map_err(|error| Failure::error(format!("a write ended badly: {error}")))?;
+        let batch = match finished {
+            Ok(batch) => batch,
+            Err(Stopped { failure, written }) => {
+                self.records += written;
+                self.in_doubt = failure.is_unknown() || !self.running.is_empty();
+                return Err(failure);
+            }
+        };
         self.records += batch.records.len() as u64;
         self.progress.set_message(format!("{} records", self.records));
         for (_, key, _) in &batch.records {
@@ -195,13 +219,18 @@ impl Import {
 }
 
 /// Writes a batch. One that is refused is written line by line, so that the offending line can be named.
-async fn write(client: &Client, batch: &Batch) -> Result<(), Failure> {
-    let at = |number: u64, error: Error| {
-        let failure = match &error {
-            Error::Rejected { .. } => Failure::new(Code::Usage, error.to_string()),
-            _ => error.into(),
+async fn write(client: &Client, batch: &Batch) -> Result<(), Stopped> {
+    let at = |written: usize, number: u64, error: Error| {
+        let is_input =
+            matches!(&error, Error::Rejected { code, .. } if *code == kvorum_client::Code::InvalidArgument);
+        let failure = match is_input {
+            true => Failure::from(error).with_code(Code::Usage),
+            false => error.into(),
         };
-        failure.context(&format!("line {number}"))
+        Stopped {
+            failure: failure.context(&format!("line {number}")),
+            written: written as u64,
+        }
     };
     if batch.records.len() > 1 {
         let success = batch.records.iter().map(|(_, key, value)| etcd::RequestOp {
@@ -214,14 +243,14 @@ async fn write(client: &Client, batch: &Batch) -> Result<(), Failure> {
         match client.txn(request).await {
             Ok(_) => return Ok(()),
             Err(Error::Rejected { .. }) => {}
-            Err(error) => return Err(at(batch.records[0].0, error)),
+            Err(error) => return Err(at(0, batch.records[0].0, error)),
         }
     }
-    for (number, key, value) in &batch.records {
+    for (written, (number, key, value)) in batch.records.iter().enumerate() {
         client
             .put_request(put(key, value))
             .await
-            .map_err(|error| at(*number, error))?;
+            .map_err(|error| at(written, *number, error))?;
     }
     Ok(())
 }

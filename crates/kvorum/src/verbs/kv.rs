@@ -10,7 +10,7 @@ use kvorum_client::{Client, prefix_range};
 use serde_json::json;
 
 use super::record::{Record, records, revision};
-use super::{ClientArgs, Output, TIMEOUT, bytes, key};
+use super::{ClientArgs, Output, TIMEOUT, bytes, key, revision_failure};
 use crate::failure::{Code, Failure};
 
 /// Largest value that is read from standard input: a little over what any server takes.
@@ -32,7 +32,7 @@ pub struct PutArgs {
     #[arg(long)]
     prev_kv: bool,
     #[command(flatten)]
-    client: ClientArgs,
+    pub client: ClientArgs,
 }
 
 fn parse_lease(text: &str) -> Result<i64, String> {
@@ -98,7 +98,7 @@ pub struct GetArgs {
     #[arg(long)]
     serializable: bool,
     #[command(flatten)]
-    client: ClientArgs,
+    pub client: ClientArgs,
 }
 
 /// Arguments of `del`.
@@ -112,7 +112,7 @@ pub struct DelArgs {
     #[arg(long)]
     prev_kv: bool,
     #[command(flatten)]
-    client: ClientArgs,
+    pub client: ClientArgs,
 }
 
 /// Arguments of `ls`.
@@ -128,7 +128,7 @@ pub struct LsArgs {
     #[arg(long)]
     serializable: bool,
     #[command(flatten)]
-    client: ClientArgs,
+    pub client: ClientArgs,
 }
 
 /// Writes a key.
@@ -193,8 +193,13 @@ pub async fn get(args: GetArgs) -> Result<(), Failure> {
         ..Default::default()
     };
     let mut out = Output::start();
+    let asked = request.revision;
+    let read = async |request| match client.range(request).await {
+        Ok(answer) => Ok(answer),
+        Err(error) => Err(revision_failure(&client, asked, error).await),
+    };
     if args.count {
-        let answer = client.range(request).await?;
+        let answer = read(request).await?;
         match args.client.json() {
             true => {
                 out.json(&json!({"revision": revision(answer.header.as_ref()), "count": answer.count}))?
@@ -215,7 +220,7 @@ pub async fn get(args: GetArgs) -> Result<(), Failure> {
         .await?;
         return out.end();
     }
-    let answer = client.range(request).await?;
+    let answer = read(request).await?;
     if args.client.json() {
         let revision = revision(answer.header.as_ref());
         out.json(&json!({"revision": revision, "count": answer.count, "kvs": records(&answer.kvs)}))?;
@@ -269,7 +274,11 @@ async fn print_pages(
     let mut first = true;
     loop {
         request.limit = left.min(PAGE_RECORDS);
-        let answer = client.range(request.clone()).await?;
+        let asked = request.revision;
+        let answer = match client.range(request.clone()).await {
+            Ok(answer) => answer,
+            Err(error) => return Err(revision_failure(client, asked, error).await),
+        };
         if request.revision == 0 {
             request.revision = revision(answer.header.as_ref());
         }

@@ -68,6 +68,20 @@ enum MemberCommand {
     },
 }
 
+impl MemberArgs {
+    /// How to reach the cluster.
+    pub fn client(&self) -> &ClientArgs {
+        match &self.command {
+            MemberCommand::List { client }
+            | MemberCommand::Add { client, .. }
+            | MemberCommand::Promote { client, .. }
+            | MemberCommand::Remove { client, .. }
+            | MemberCommand::Replace { client, .. }
+            | MemberCommand::Lead { client, .. } => client,
+        }
+    }
+}
+
 /// An ID as it is printed: too long a number for many readers of JSON.
 pub fn id(id: u64) -> String {
     format!("{id:016x}")

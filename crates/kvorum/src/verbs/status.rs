@@ -26,7 +26,7 @@ pub struct StatusArgs {
     #[arg(long)]
     only: bool,
     #[command(flatten)]
-    client: ClientArgs,
+    pub client: ClientArgs,
 }
 
 /// What one server answered, or why it did not.
@@ -87,14 +87,44 @@ pub async fn run(args: StatusArgs) -> Result<(), Failure> {
     }
     out.end()?;
     let failed = |answer: &Answer| answer.status.is_err();
-    if answers.iter().all(failed) {
-        let first = answers.into_iter().next().and_then(|answer| answer.status.err());
-        return Err(first.map_or_else(|| Failure::usage("no endpoint is given"), Failure::from));
-    }
     if answers.iter().any(failed) {
-        return Err(Failure::new(Code::Unavailable, ""));
+        // Each has its row and its remark.
+        let none = answers.iter().all(failed);
+        let message = if none {
+            "no server answered; check --endpoints"
+        } else {
+            ""
+        };
+        return Err(Failure::new(Code::Unavailable, message));
     }
     Ok(())
+}
+
+/// Why nothing is decided, if the members that answered know it.
+pub fn diagnosis(answers: &[Answer]) -> Option<String> {
+    let answered: Vec<(&str, &v1::StatusResponse)> = answers
+        .iter()
+        .filter_map(|answer| Some((answer.endpoint.as_str(), answer.status.as_ref().ok()?)))
+        .collect();
+    // One that has a leader makes all the others' troubles passing ones.
+    if answered
+        .iter()
+        .any(|(_, status)| status.majority_contact && status.leader_id != 0)
+    {
+        return None;
+    }
+    let (endpoint, status) = answered.first()?;
+    Some(match status.majority_contact {
+        false => format!(
+            "{} ({endpoint}) is cut off from the majority of the members: start those that are down, or give \
+             --endpoints that are not cut off",
+            status.name
+        ),
+        true => format!(
+            "{} ({endpoint}) knows no leader now: try again after the election",
+            status.name
+        ),
+    })
 }
 
 /// Asks the members that the answers name and that did not answer yet.
@@ -135,7 +165,9 @@ pub fn notes(status: &v1::StatusResponse) -> Vec<String> {
     } else if status.leader_id == 0 {
         notes.push("no leader known".to_owned());
     }
-    notes.extend(status.errors.iter().cloned());
+    // A server that is cut off says so in its errors, too: once is enough.
+    let told = |error: &&String| status.majority_contact || !error.starts_with("cut off");
+    notes.extend(status.errors.iter().filter(told).cloned());
     notes
 }
 
@@ -186,12 +218,13 @@ pub fn table(answers: &[Answer]) -> String {
                 }
             }
             Err(error) => {
-                let name = names
-                    .get(answer.endpoint.as_str())
-                    .copied()
-                    .unwrap_or("?")
-                    .to_owned();
-                let _ = writeln!(remarks, "{name}: {error}");
+                let name = names.get(answer.endpoint.as_str()).copied();
+                let about = error.to_string();
+                let _ = match name {
+                    None if about.contains(answer.endpoint.as_str()) => writeln!(remarks, "{about}"),
+                    name => writeln!(remarks, "{}: {about}", name.unwrap_or(&answer.endpoint)),
+                };
+                let name = name.unwrap_or("-").to_owned();
                 let state = match error {
                     Error::Rejected { .. } => "refuses",
                     _ => "unreachable",
@@ -321,6 +354,10 @@ mod tests {
         leader.members.push(gone);
         let mut cut_off = member("node-2", Role::Candidate, 100, 99);
         cut_off.majority_contact = false;
+        cut_off.errors = vec![
+            "cut off from the majority: writes wait".into(),
+            "the disk is full".into(),
+        ];
         let answers = [
             Answer {
                 endpoint: "h:7401".into(),
@@ -343,8 +380,26 @@ node-1  h:7401    leader          3     120      120    0        17     4  19MiB
 node-2  h:7402    candidate       3     100       99   21        17     4  19MiB  1m1s
 node-3  h:7403    unreachable
 node-2: CUT OFF from the majority: no writes, no linearizable reads
+node-2: the disk is full
 node-3: cannot connect to h:7403: connection refused
 ";
         assert_eq!(table(&answers), expected);
+        assert_eq!(diagnosis(&answers), None, "node-1 leads");
+        let cut_off = diagnosis(&answers[1..]).unwrap();
+        assert!(cut_off.starts_with("node-2 (h:7402) is cut off"), "{cut_off}");
+        assert_eq!(diagnosis(&answers[2..]), None, "nobody knows");
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_is_told_of_once() {
+        let answers = [Answer {
+            endpoint: "h:1".into(),
+            status: Err(Error::Unavailable {
+                message: "cannot connect to h:1: connection refused".into(),
+            }),
+        }];
+        let rows = table(&answers);
+        assert!(rows.contains("\n-     h:1       unreachable\n"), "{rows}");
+        assert_eq!(rows.matches("refused").count(), 1, "{rows}");
     }
 }

@@ -41,7 +41,7 @@ Keys and values with spaces or special bytes are quoted: "a b", "tab\t", "\x00".
 #[command(after_help = SYNTAX)]
 pub struct TxnArgs {
     #[command(flatten)]
-    client: ClientArgs,
+    pub client: ClientArgs,
 }
 
 /// Runs the transaction on standard input.
@@ -106,6 +106,7 @@ fn parse(text: &str) -> Result<etcd::TxnRequest, String> {
     let mut request = etcd::TxnRequest::default();
     let headed = text.lines().any(|line| header(line).is_some());
     let mut section = Section::Compares;
+    let (mut success, mut failure) = (Written::default(), Written::default());
     for (number, line) in text.lines().enumerate() {
         let complain = |what: String| format!("line {}: {what}", number + 1);
         let line = line.trim();
@@ -120,8 +121,15 @@ fn parse(text: &str) -> Result<etcd::TxnRequest, String> {
         } else if !line.starts_with('#') {
             match section {
                 Section::Compares => request.compare.push(parse_compare(line).map_err(complain)?),
-                Section::Success => request.success.push(parse_operation(line).map_err(complain)?),
-                Section::Failure => request.failure.push(parse_operation(line).map_err(complain)?),
+                Section::Success | Section::Failure => {
+                    let (operations, written) = match section {
+                        Section::Success => (&mut request.success, &mut success),
+                        _ => (&mut request.failure, &mut failure),
+                    };
+                    let operation = parse_operation(line).map_err(complain)?;
+                    written.add(number + 1, &operation).map_err(complain)?;
+                    operations.push(operation);
+                }
             }
         }
     }
@@ -129,6 +137,61 @@ fn parse(text: &str) -> Result<etcd::TxnRequest, String> {
         return Err("the transaction has no operation; see `kvorum txn --help` for its form".to_owned());
     }
     Ok(request)
+}
+
+/// What the lines of one list write: a server refuses a key that is put twice, or put and deleted, without saying
+/// which.
+#[derive(Default)]
+struct Written {
+    puts: Vec<(usize, Bytes)>,
+    /// Ranges in etcd's convention.
+    deletes: Vec<(usize, Bytes, Bytes)>,
+}
+
+impl Written {
+    fn add(&mut self, number: usize, operation: &etcd::RequestOp) -> Result<(), String> {
+        let (earlier, key) = match &operation.request {
+            Some(request_op::Request::RequestPut(put)) => {
+                let key = put.key.clone();
+                let putting = self.puts.iter().find(|(_, other)| *other == key);
+                let deleting = self
+                    .deletes
+                    .iter()
+                    .find(|(_, start, end)| contains(start, end, &key));
+                let earlier = putting
+                    .map(|(line, _)| *line)
+                    .or(deleting.map(|(line, ..)| *line));
+                self.puts.push((number, key.clone()));
+                (earlier, key)
+            }
+            Some(request_op::Request::RequestDeleteRange(delete)) => {
+                let (start, end) = (delete.key.clone(), delete.range_end.clone());
+                let put = self
+                    .puts
+                    .iter()
+                    .find(|(_, key)| contains(&start, &end, key))
+                    .cloned();
+                self.deletes.push((number, start, end));
+                put.map_or((None, Bytes::new()), |(line, key)| (Some(line), key))
+            }
+            _ => return Ok(()),
+        };
+        earlier.map_or(Ok(()), |line| {
+            let key = String::from_utf8_lossy(&key);
+            Err(format!(
+                "line {line} writes the key `{key}` already; one list may write a key only once"
+            ))
+        })
+    }
+}
+
+/// Whether a range in etcd's convention holds a key.
+fn contains(start: &Bytes, end: &Bytes, key: &Bytes) -> bool {
+    match end.as_ref() {
+        b"" => key == start,
+        b"\0" => key >= start,
+        _ => key >= start && key < end,
+    }
 }
 
 fn header(line: &str) -> Option<Section> {
@@ -403,6 +466,15 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         };
         check("", "no operation");
+        let twice = "line 3: line 2 writes the key `a` already";
+        check("then:\nput a 1\nput a 2\n", twice);
+        check("then:\nput a 1\ndel a\n", twice);
+        check("then:\ndel \"\" --prefix\n", "the key is empty");
+        check(
+            "then:\ndel a --prefix\nput ab 1\n",
+            "line 2 writes the key `ab` already",
+        );
+        assert!(parse("then:\nput a 1\nget a\ndel b\ndel b\nelse:\nput a 2\n").is_ok());
         check("mod(\"k\") = 1\n", "no operation");
         check("then:\nput a\n", "line 2: write `put KEY VALUE`");
         check("then:\nput a b c\n", "line 2: write `put KEY VALUE`");

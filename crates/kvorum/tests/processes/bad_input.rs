@@ -7,7 +7,7 @@ use kvorum_client::{Code, Error};
 
 use crate::cluster::{Cluster, Member};
 use crate::http::request;
-use crate::program::{free_port, run, try_run};
+use crate::program::{Ran, command, free_port, run, try_run};
 
 /// Malformed arguments, configuration or input.
 const USAGE: i32 = 2;
@@ -34,6 +34,11 @@ async fn mistakes_at_the_command_line() {
     ran.failed(UNAVAILABLE, &[&nobody, "check --endpoints"]);
     let ran = try_run(&["put", "k", "v", "--endpoints", &nobody, "--timeout", "500ms"]).await;
     ran.failed(UNAVAILABLE, &[&nobody, "check --endpoints"]);
+    let ran = try_run(&["get", "k", "--endpoints", &nobody, "--timeout", "1500ms"]).await;
+    ran.failed(UNAVAILABLE, &[&nobody]);
+    let told =
+        format!("no answer yet: cannot connect to {nobody}: connection refused; trying for 1s500ms in all");
+    assert_eq!(ran.stderr.matches(&told).count(), 1, "{}", ran.stderr);
     let ran = try_run(&["import", "/nowhere.jsonl", "--endpoints", &nobody]).await;
     ran.failed(USAGE, &["/nowhere.jsonl", "no such file"]);
 }
@@ -68,6 +73,13 @@ async fn requests_that_no_member_takes() {
     let ran = try_run(&["put", &key, "v", "--endpoints", &member.client]).await;
     ran.failed(FAILED, &["limit of 4096"]);
 
+    let file = cluster.dir.path().join("large");
+    fs::write(&file, vec![b'v'; REQUEST_BYTES_MAX + 1]).unwrap();
+    let mut put = command(["put", "k", "--endpoints", &member.client]);
+    put.stdin(fs::File::open(&file).unwrap());
+    let ran = Ran::of(put).await;
+    ran.failed(FAILED, &["request is too large", "--request-bytes-max", "1.5MiB"]);
+
     let post = async |body: &[u8]| request("POST", &member.client, "/kv", body).await.unwrap();
     let (status, answer) = post(br#"{"key":"","value":"v"}"#).await;
     assert_eq!((status, answer.contains("empty key")), (400, true), "{answer}");
@@ -77,12 +89,69 @@ async fn requests_that_no_member_takes() {
     assert_eq!((status, answer.contains("not JSON")), (400, true), "{answer}");
     let large = format!(r#"{{"key":"k","value":"{}"}}"#, "v".repeat(REQUEST_BYTES_MAX + 1));
     let (status, answer) = post(large.as_bytes()).await;
-    assert_eq!((status, answer.contains("too large")), (400, true), "{answer}");
+    let limit = format!("the limit is {REQUEST_BYTES_MAX} bytes (--request-bytes-max)");
+    assert_eq!((status, answer.contains(&limit)), (400, true), "{answer}");
     let (status, answer) = request("GET", &member.client, "/kv/%ff", b"").await.unwrap();
     assert_eq!((status, answer.contains("UTF-8")), (400, true), "{answer}");
 
     let after = member.status().await.unwrap().revision;
     assert_eq!(after, before + 1, "only the one good write was applied");
+}
+
+#[tokio::test]
+async fn what_etcds_words_leave_open() {
+    let cluster = Cluster::start(1, &[]).await;
+    let member = &cluster.members[0];
+    let client = member.client();
+    for value in ["1", "2", "3"] {
+        client.put("k", value).await.unwrap();
+    }
+    client.compact(3, true).await.unwrap();
+    let get = async |revision: &str, endpoint: &str| {
+        try_run(&["get", "k", "--rev", revision, "--endpoints", endpoint]).await
+    };
+    get("99", &member.client)
+        .await
+        .failed(FAILED, &["revision 99 is in the future: the newest is 4"]);
+    get("2", &member.client)
+        .await
+        .failed(FAILED, &["revision 2 is compacted: revisions 3 to 4 can be read"]);
+    let words = "this is a member's peer port; clients use its client port (--listen-client)";
+    get("0", &member.peer)
+        .await
+        .failed(FAILED, &["check --endpoints", words]);
+    let ran = try_run(&["put", "k", "v", "--endpoints", &member.peer]).await;
+    ran.failed(FAILED, &["check --endpoints", words]);
+    let ran = try_run(&["status", "--endpoints", &member.peer]).await;
+    ran.failed(UNAVAILABLE, &["no server answered"]);
+    assert_eq!(ran.stdout.matches(words).count(), 1, "{}", ran.stdout);
+}
+
+/// A member that is alone answers nothing but local reads. Once a caller learnt no more than that its time was over.
+#[tokio::test]
+async fn a_member_that_is_cut_off_says_so() {
+    let mut cluster = Cluster::start(2, &[]).await;
+    cluster.members[1].kill().await;
+    let alone = &cluster.members[0].client;
+    for arguments in [&["get", "k"][..], &["put", "k", "v"]] {
+        let more = ["--endpoints", alone, "--timeout", "5s"];
+        let ran = try_run(&[arguments, &more].concat()).await;
+        let words = format!("n1 ({alone}) is cut off from the majority of the members");
+        ran.failed(UNAVAILABLE, &[&words, "start those that are down"]);
+    }
+    let log = fs::read_to_string(&cluster.members[0].log).unwrap();
+    assert_eq!(log.matches("ready to serve client requests").count(), 1, "{log}");
+    assert_eq!(log.matches("no leader is known").count(), 1, "{log}");
+    // Alone from its start, it listens, and does not say more.
+    cluster.members[0].kill().await;
+    fs::remove_file(&cluster.members[0].log).unwrap();
+    cluster.members[0].start();
+    cluster.members[0].wait_for_status().await;
+    let log = fs::read_to_string(&cluster.members[0].log).unwrap();
+    assert!(
+        log.contains("listening") && !log.contains("ready to serve"),
+        "{log}"
+    );
 }
 
 #[tokio::test]
@@ -104,7 +173,7 @@ async fn a_malformed_file_is_named_by_its_line() {
     for (bad, words) in cases {
         fs::write(&file, [good, &b"\n\n"[..], bad, b"\n"].concat()).unwrap();
         let ran = try_run(&["import", path, "--endpoints", endpoint]).await;
-        ran.failed(USAGE, &["import stopped with", words]);
+        ran.failed(USAGE, &["import stopped, 1 record written: line 3", words]);
     }
     let kept = run(&["get", "good", "--endpoints", endpoint]).await;
     assert!(

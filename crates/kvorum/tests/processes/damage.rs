@@ -179,7 +179,91 @@ async fn a_disk_that_is_too_small_to_begin_on() {
         return;
     }
     let ran = Ran::of(on_small_disk(&member.data_dir, 8, member.command(&[]).as_std())).await;
-    ran.failed(1, &["space"]);
+    let words = ["not enough space in", "needs 129 MiB free", "then start it again"];
+    ran.failed(1, &words);
+    // As much as it says is enough.
+    let mut member = Member::new("n2", dir.path(), &[]);
+    fs::create_dir(&member.data_dir).unwrap();
+    member.start_as(on_small_disk(&member.data_dir, 129, member.command(&[]).as_std()));
+    member.wait_for_status().await;
+    member.kill().await;
+}
+
+/// Started with a full disk, a member serves what it has, refuses writes, and goes on when there is space.
+#[tokio::test]
+async fn a_full_disk_does_not_keep_a_member_from_starting() {
+    let _turn = turn().await;
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut member = Member::new("n1", dir.path(), &[]);
+    if !can_mount(&member.data_dir).await {
+        return;
+    }
+    // A shell that starts the member again in the same file system when it is killed.
+    let serve = member.command(&[]);
+    let mut twice = std::process::Command::new("sh");
+    twice.args(["-c", "\"$@\"; exec \"$@\"", "sh"]);
+    twice
+        .arg(serve.as_std().get_program())
+        .args(serve.as_std().get_args());
+    member.start_as(on_small_disk(&member.data_dir, 256, &twice));
+    member.wait_for_status().await;
+    let client = member.client();
+    client.put("before", "1").await.unwrap();
+    let root = format!("/proc/{}/root{}", member.pid(), member.data_dir.display());
+    let filler = PathBuf::from(&root).join("filler");
+    fill_up(&filler);
+    let holder = || fs::read_to_string(Path::new(&root).join("lock")).unwrap();
+    let first = holder();
+    let pid = rustix::process::Pid::from_raw(first.trim().parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    eventually("the member is started again", PATIENCE, async || {
+        (holder() != first).then_some(())
+    })
+    .await;
+    member.wait_for_status().await;
+
+    assert_eq!(&client.get("before").await.unwrap().unwrap().value[..], b"1");
+    eventually("writes are refused", PATIENCE, async || {
+        match client.put("full", "1").await {
+            Err(Error::Rejected { message, .. }) if message.contains("space") => Some(()),
+            _ => None,
+        }
+    })
+    .await;
+    fs::remove_file(&filler).unwrap();
+    eventually("writes are taken again", PATIENCE, async || {
+        client.put("after", "1").await.is_ok().then_some(())
+    })
+    .await;
+    let log = fs::read_to_string(&member.log).unwrap();
+    assert!(
+        log.contains("disk is full") && log.contains("has space again"),
+        "{log}"
+    );
+    member.kill().await;
+}
+
+/// Once the rebuilding was done in silence, and nobody learnt that a directory had gone.
+#[tokio::test]
+async fn a_store_that_is_gone_is_rebuilt_from_a_complete_log_and_the_log_says_so() {
+    let mut cluster = Cluster::start(1, &[]).await;
+    let member = &mut cluster.members[0];
+    for n in 0..20 {
+        member.client().put(format!("key-{n:02}"), "1").await.unwrap();
+    }
+    let told = |member: &Member| {
+        fs::read_to_string(&member.log)
+            .unwrap()
+            .contains("is rebuilt from it")
+    };
+    assert!(!told(member), "a new member has no store to miss");
+    member.kill().await;
+    fs::remove_dir_all(member.data_dir.join("store")).unwrap();
+    member.start();
+    member.wait_for_status().await;
+    member.client().get("any").await.unwrap();
+    assert_eq!(member.local_records("key-").await.len(), 20);
+    assert!(told(member));
 }
 
 /// Takes all space that is left.

@@ -19,3 +19,4 @@ mod one_member;
 mod program;
 mod replacement;
 mod stop;
+mod unknown;
