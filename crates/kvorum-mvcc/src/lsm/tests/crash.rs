@@ -43,7 +43,19 @@ struct Running {
     child: Child,
     /// The highest mark that the child was promised.
     promised: Arc<AtomicU64>,
-    reader: JoinHandle<()>,
+    reader: Option<JoinHandle<()>>,
+}
+
+/// A test that failed leaves no child behind that writes into a directory which is gone.
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended, and been waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
 }
 
 impl Running {
@@ -67,7 +79,7 @@ impl Running {
         Self {
             child,
             promised,
-            reader,
+            reader: Some(reader),
         }
     }
 
@@ -108,7 +120,7 @@ impl Running {
         );
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.reader.join().unwrap();
+        self.reader.take().expect("joined once").join().unwrap();
         self.promised.load(Ordering::Acquire)
     }
 }
