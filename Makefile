@@ -1,9 +1,9 @@
 # One-word commands. `make` alone lists them; `task NAME` does the same through Taskfile.yml.
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-# How many pairs `make send` writes, and to which members (HOST:PORT,...).
+# How many pairs `make send` writes; and the members (HOST:PORT,...) for it and for `make ui`: those of docker-up.
 N ?= 10000
-ENDPOINTS ?=
+ENDPOINTS ?= localhost:7001,localhost:7002,localhost:7003,localhost:7004,localhost:7005
 
 IMAGE := raft-kv-store:latest
 COMPOSE := docker compose --file deploy/compose.raft-kv.yaml
@@ -45,11 +45,11 @@ test: ## run all tests
 
 run-test: test ## the same as test
 
-ui: build ## serve the live page on http://localhost:3000
-	bin/kvorum ui
+ui: build ## serve the live page of the members on http://localhost:3000
+	bin/kvorum ui --listen 127.0.0.1:3000 --only --endpoints $(ENDPOINTS)
 
-send: build ## write N random pairs to the leader: make send N=500 ENDPOINTS=localhost:8001,localhost:8002
-	bin/kvorum send $(N) $(if $(ENDPOINTS),--endpoints $(ENDPOINTS))
+send: build ## write N random pairs to the leader: make send N=500 ENDPOINTS=localhost:9091,localhost:9092
+	bin/kvorum send $(N) --endpoints $(ENDPOINTS)
 
 docker-up: docker-build ## start five members in containers: HTTP on 7001-7005, gRPC on 8001-8005
 	$(COMPOSE) up --detach
