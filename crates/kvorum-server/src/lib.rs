@@ -6,6 +6,7 @@
 pub mod api;
 pub mod budget;
 pub mod compat;
+pub mod console;
 pub mod handle;
 pub mod http;
 pub mod local;

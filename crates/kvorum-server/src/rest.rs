@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::header::{ALLOW, CONTENT_TYPE};
+use http::header::{ALLOW, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -21,6 +21,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use crate::api::{Core, WIRE_OVERHEAD_BYTES};
+use crate::console;
 use crate::handle::{ReadError, WriteError};
 use crate::names::{leader_name, other_names, state_name};
 use crate::routes::{Answering, Rest, plain};
@@ -85,6 +86,11 @@ async fn route(core: &Core, request: Request<Incoming>) -> Answer {
             &Method::DELETE => delete_key(core, &request, key).await,
             _ => Ok(not_allowed("GET, HEAD, DELETE")),
         };
+    }
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    let host = host.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
+    if let Some(answer) = console::answer(&core.handle, request.method(), &path, host) {
+        return Ok(answer);
     }
     match path.as_str() {
         "/kv" => match request.method() {

@@ -55,6 +55,8 @@ pub enum Command {
     Export(verbs::export::ExportArgs),
     /// List, add, promote, remove and replace members
     Member(verbs::member::MemberArgs),
+    /// Serve the web console, for members that run anywhere
+    Ui(verbs::ui::UiArgs),
 }
 
 /// Parses argv. Help and version are printed here.
@@ -129,6 +131,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
         Command::Import(args) => client(args.client.clone(), verbs::import::run(args)),
         Command::Export(args) => client(args.client.clone(), verbs::export::run(args)),
         Command::Member(args) => client(args.client().clone(), verbs::member::run(args)),
+        Command::Ui(args) => block_on(verbs::ui::run(args)),
     }
 }
 

@@ -7,6 +7,7 @@ pub mod member;
 pub mod record;
 pub mod status;
 pub mod txn;
+pub mod ui;
 pub mod watch;
 
 use std::ffi::{OsStr, OsString};
