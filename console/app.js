@@ -211,7 +211,10 @@ class App extends Component {
     }
   }
 
-  choose = (members) => {
+  choose = (chosen) => {
+    // What the server of this page reaches by itself is called through it.
+    const known = (member) => this.state.own?.find((own) => own.address === member.address);
+    const members = chosen?.map((member) => ({ ...member, base: known(member)?.base ?? member.base })) ?? null;
     saved.write({ members });
     this.setState({ chosen: members, seen: new Map(), choosing: false }, () => this.restart());
   };

@@ -220,7 +220,7 @@ type Answer = (StatusCode, HeaderMap, Bytes);
 async fn ask(address: &str, call: http::request::Builder, body: Bytes) -> Result<Answer, String> {
     let stream = TcpStream::connect(address)
         .await
-        .map_err(|error| format!("{address}: {error}"))?;
+        .map_err(|error| error.kind().to_string())?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
