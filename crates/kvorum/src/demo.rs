@@ -355,17 +355,23 @@ impl Demo {
         self.screen.say(&text);
     }
 
+    /// How the members are; those whose process is known to be gone are not waited for.
     async fn ask(&self) -> Vec<Option<StatusResponse>> {
-        let endpoints = self.members.iter().map(|member| member.client.clone()).collect();
-        match status::ask(endpoints, STATUS_TIMEOUT).await {
-            Ok(answers) => answers.into_iter().map(|answer| answer.status.ok()).collect(),
-            Err(_) => self.members.iter().map(|_| None).collect(),
-        }
+        let running = self.members.iter().filter(|member| member.is_running());
+        let endpoints = running.map(|member| member.client.clone()).collect();
+        let answers = status::ask(endpoints, STATUS_TIMEOUT).await.unwrap_or_default();
+        let mut answers = answers.into_iter();
+        self.members
+            .iter()
+            .map(|member| match member.is_running() {
+                true => answers.next()?.status.ok(),
+                false => None,
+            })
+            .collect()
     }
 
     /// Looks at all members, tells what changed, and renews the status line.
     async fn refresh(&mut self) {
-        let statuses = self.ask().await;
         for (position, member) in self.members.iter_mut().enumerate() {
             if let Some(end) = member.ended() {
                 let number = position + 1;
@@ -375,6 +381,7 @@ impl Demo {
                 ));
             }
         }
+        let statuses = self.ask().await;
         let running = self.members.iter().filter(|member| member.is_running()).count();
         let majority = 2 * running > self.members.len();
         let newest = statuses

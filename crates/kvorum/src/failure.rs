@@ -180,3 +180,46 @@ impl From<io::Error> for Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(code: kvorum_client::Code, words: &str, expected: &str) {
+        let message = words.to_owned();
+        let failure = Failure::from(Error::Rejected { code, message });
+        assert_eq!(failure.to_string(), expected);
+    }
+
+    #[test]
+    fn fixed_words_are_kept_and_explained() {
+        use kvorum_client::Code::{InvalidArgument, ResourceExhausted, Unimplemented};
+        check(
+            InvalidArgument,
+            "etcdserver: request is too large",
+            "etcdserver: request is too large; the limit is the members' --request-bytes-max, 1.5MiB by default",
+        );
+        check(
+            ResourceExhausted,
+            "etcdserver: mvcc: database space exceeded",
+            "etcdserver: mvcc: database space exceeded; a member's disk is full, `kvorum status` says whose: free \
+             some space there, and writing goes on",
+        );
+        check(
+            InvalidArgument,
+            "etcdserver: key is not provided",
+            "etcdserver: key is not provided",
+        );
+        check(
+            Unimplemented,
+            "unknown service etcdserverpb.KV: this is a member's peer port; clients use another",
+            "check --endpoints: this is a member's peer port; clients use another",
+        );
+        check(
+            Unimplemented,
+            "unknown service x",
+            "the server does not offer this: unknown service x",
+        );
+    }
+}
