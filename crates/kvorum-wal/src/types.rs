@@ -177,7 +177,8 @@ pub struct RecoveryReport {
     pub vote_copy: VoteCopy,
 }
 
-/// How the second copy of term and vote was found. All but `Agreed` were repaired.
+/// How the second copy of term and vote was found. All but `Agreed` were repaired. One that is ahead of the log is
+/// none of these: it proves that the log lost what was durable, and is corruption.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum VoteCopy {
     /// Both copies say the same.
@@ -189,8 +190,6 @@ pub enum VoteCopy {
     Bad,
     /// The file was older: a crash came between the two.
     Behind,
-    /// The file was newer: the log lost its last batch. The file's copy was used.
-    Ahead,
 }
 
 /// What one `append` did.

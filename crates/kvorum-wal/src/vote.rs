@@ -1,7 +1,7 @@
 //! The second copy of term and vote: the file `vote`.
 //!
-//! It is written after the log's copy is durable, so without damage it is never ahead of the log. The file that
-//! replaces it is claimed beforehand: a vote does not need free space.
+//! It is written after the log's copy is durable, so a file that is ahead proves that the log lost what was durable.
+//! The file that replaces it is claimed beforehand: a vote does not need free space.
 
 use std::path::{Path, PathBuf};
 
@@ -76,30 +76,34 @@ impl VoteFile {
         }
     }
 
-    /// Joins the two copies: the higher term wins, in one term a vote beats none, two votes are corruption.
-    pub fn join(&self, log: HardState, file: &FoundVote) -> Result<(HardState, VoteCopy), WalError> {
+    /// Compares the two copies. The log's holds: the file may be missing, bad or behind. Two votes in one term are
+    /// corruption, and so is a file that is ahead (a higher term, or a vote where the log has none): what was durable
+    /// before it is gone from the log, entries that were acknowledged with it perhaps among that.
+    pub fn compare(&self, log: HardState, file: &FoundVote) -> Result<VoteCopy, WalError> {
         let file = match file {
-            FoundVote::Missing => return Ok((log, VoteCopy::Missing)),
-            FoundVote::Bad => return Ok((log, VoteCopy::Bad)),
+            FoundVote::Missing => return Ok(VoteCopy::Missing),
+            FoundVote::Bad => return Ok(VoteCopy::Bad),
             FoundVote::Valid(file) => *file,
         };
         let rank = |state: HardState| (state.term, state.vote != 0);
-        if rank(file) == rank(log) && file.vote != log.vote {
-            let why = format!(
+        let why = match rank(file).cmp(&rank(log)) {
+            std::cmp::Ordering::Less => return Ok(VoteCopy::Behind),
+            std::cmp::Ordering::Equal if file.vote == log.vote => return Ok(VoteCopy::Agreed),
+            std::cmp::Ordering::Equal => format!(
                 "two votes in term {}: {} here, {} in the log",
                 log.term, file.vote, log.vote
-            );
-            return Err(WalError::Corrupt {
-                segment: 0,
-                file: self.path.clone(),
-                offset: 0,
-                why,
-            });
-        }
-        Ok(match rank(file).cmp(&rank(log)) {
-            std::cmp::Ordering::Less => (log, VoteCopy::Behind),
-            std::cmp::Ordering::Equal => (log, VoteCopy::Agreed),
-            std::cmp::Ordering::Greater => (file, VoteCopy::Ahead),
+            ),
+            std::cmp::Ordering::Greater => format!(
+                "term {} and vote {} stand here, which the log held before; it ends with term {} and vote {}: its \
+                 newest batches are lost",
+                file.term, file.vote, log.term, log.vote
+            ),
+        };
+        Err(WalError::Corrupt {
+            segment: 0,
+            file: self.path.clone(),
+            offset: 0,
+            why,
         })
     }
 

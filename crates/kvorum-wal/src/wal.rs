@@ -140,7 +140,7 @@ impl<D: Disk> Wal<D> {
         let found = recover(&disk, dir, &files, identity, options.recover_bytes_max)?;
         let mut vote = VoteFile::new(dir);
         let vote_found = vote.read(&disk, identity)?;
-        let (hard_state, vote_copy) = vote.join(found.hard_state_after_tail(), &vote_found)?;
+        let vote_copy = vote.compare(found.hard_state_after_tail(), &vote_found)?;
 
         // Before anything else takes the space; a full disk shows below, where the segments are claimed.
         vote.claim(&disk)?;
@@ -148,7 +148,7 @@ impl<D: Disk> Wal<D> {
         spares.adopt(&disk, &files)?;
         let give_back = |segments: &[Arc<SegmentFile<D::File>>]| give_back_list(segments, &options);
         spares.give_back(&disk, &give_back(&found.unused), options.spare_segments_max)?;
-        let tail_bytes = found.tail_bytes() + HARD_STATE_ROOM;
+        let tail_bytes = found.tail_bytes();
         claim_for_recovery(&disk, &mut spares, &options, &found, tail_bytes)?;
         let (spare, current) = spares.take(&disk, found.next_number, identity)?;
         spares.install(&disk, &spare, &current)?;
@@ -190,9 +190,6 @@ impl<D: Disk> Wal<D> {
         wal.commit(tail_bytes, |batch| {
             tail.iter().for_each(|record| batch.record(record));
             batch.state.mark_commit(tail_commit_mark);
-            if batch.state.hard_state != hard_state {
-                batch.record(&Record::HardState(hard_state));
-            }
         })?;
         if vote_copy != VoteCopy::Agreed {
             wal.claim_vote()?;
@@ -320,9 +317,6 @@ impl<D: Disk> Wal<D> {
         self.commit(0, |_| {}).map(|_| ())
     }
 }
-
-/// Room in the frame that recovery writes, beside the tail.
-const HARD_STATE_ROOM: usize = crate::format::HARD_STATE_RECORD_BYTES;
 
 fn has_segments(files: &[ListedFile]) -> bool {
     files.iter().any(|file| segment_number(&file.name).is_some())
