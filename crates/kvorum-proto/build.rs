@@ -2,10 +2,12 @@
 
 use std::{env, error::Error, path::PathBuf};
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 7] = [
     "mvccpb/kv.proto",
     "etcdserverpb/rpc.proto",
     "kv/kv.proto",
+    "kv_pb/kv.proto",
+    "raft_pb/raft.proto",
     "kvorum/v1/kvorum.proto",
     "grpc/health/v1/health.proto",
 ];

@@ -265,6 +265,19 @@ impl Client {
         .await
     }
 
+    /// Announces a new member that is about to start. To repeat it changes nothing, so it is repeated until the
+    /// deadline while there is no leader.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::Rejected`] with `PermissionDenied` where members may not announce themselves, with
+    /// `AlreadyExists` where the name belongs to a member that runs.
+    pub async fn join(&self, request: v1::JoinRequest) -> Result<v1::JoinResponse, Error> {
+        self.read(request, |channel, request| async move {
+            kvorum(channel).join(request).await
+        })
+        .await
+    }
+
     /// Adds a learner.
     ///
     /// # Errors

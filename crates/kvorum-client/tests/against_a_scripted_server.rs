@@ -212,6 +212,9 @@ impl kvorum_server::Kvorum for Server {
     ) -> Result<Response<v1::MemberRemoveResponse>, Status> {
         no()
     }
+    async fn join(&self, _: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        no()
+    }
     async fn member_replace(
         &self,
         _: Request<v1::MemberReplaceRequest>,

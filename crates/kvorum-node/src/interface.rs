@@ -53,6 +53,12 @@ pub struct ReadRequest {
 pub enum AdminRequest {
     /// Add a learner; its `id` is given by the leader.
     AddLearner(MemberRecord),
+    /// A member announces itself, by name, addresses and, if it tells it, incarnation: a new name is added as a
+    /// learner that is promoted once in sync. A known one is answered [`AdminReply::Known`], unless the
+    /// announcement comes from another directory than its own: then it lost its data, and is replaced as by
+    /// [`AdminRequest::Replace`] if the leader has not heard it for a maximal election timeout. Asked again, it
+    /// changes nothing.
+    Register(MemberRecord),
     /// Make a learner a voter.
     Promote(MemberId),
     /// Remove a member for good.
@@ -73,6 +79,8 @@ pub enum AdminRequest {
 pub enum AdminReply {
     /// The change is committed; the new member, if there is one, has this ID.
     Changed(Option<MemberId>),
+    /// Nothing had to change: this member is known already.
+    Known(MemberId),
     /// The transfer has begun (its end shows in the status).
     TransferStarted,
 }
@@ -90,6 +98,8 @@ pub enum AdminError {
     NoLiveQuorum,
     /// The learner is not in sync yet, or the transfer's target is not fit.
     NotReady(MemberId),
+    /// The name belongs to this member, which was heard of not long ago.
+    InUse(MemberId),
     /// The change makes no sense.
     Invalid(String),
     /// Appended, then leadership was lost: it may have happened.

@@ -19,6 +19,14 @@ struct Pending {
     deadline: Micros,
 }
 
+/// What is to be done about an announcement.
+enum Registration {
+    /// This change.
+    Change(AdminRequest),
+    /// Nothing.
+    Done(Result<AdminReply, AdminError>),
+}
+
 /// Changes under way.
 #[derive(Debug, Default)]
 pub(crate) struct Membership {
@@ -46,6 +54,13 @@ impl Node {
         if self.applied < self.membership.last_change {
             return context.admin_done(id, Err(AdminError::Busy));
         }
+        let request = match request {
+            AdminRequest::Register(record) => match self.registration(context, record) {
+                Registration::Change(request) => request,
+                Registration::Done(result) => return context.admin_done(id, result),
+            },
+            request => request,
+        };
         match self.change_of(request) {
             Ok((changes, command, added)) => {
                 let pending = Pending {
@@ -103,8 +118,45 @@ impl Node {
                     Some(id),
                 )
             }
-            AdminRequest::Transfer(_) => unreachable!("handled by the caller"),
+            AdminRequest::Register(_) | AdminRequest::Transfer(_) => unreachable!("handled by the caller"),
         })
+    }
+
+    /// What the announcement of a member by itself amounts to. Every change before it is applied: a name is not
+    /// given twice.
+    fn registration(&self, context: &Context<'_>, record: MemberRecord) -> Registration {
+        let record = MemberRecord {
+            promote_when_ready: true,
+            ..record
+        };
+        let configuration = self.raft.latest_configuration();
+        let mut members = self.cluster.members.values();
+        let known = members.find(|known| known.name == record.name && configuration.contains(known.id));
+        let Some(known) = known else {
+            let incarnation = 0; // it says so itself as soon as it has started
+            return Registration::Change(AdminRequest::AddLearner(MemberRecord {
+                incarnation,
+                ..record
+            }));
+        };
+        let is_awaited = known.incarnation == 0 && known.peer_addresses == record.peer_addresses;
+        if record.incarnation == 0 || record.incarnation == known.incarnation || is_awaited {
+            return Registration::Done(Ok(AdminReply::Known(known.id)));
+        }
+        let is_active = |peer: &kvorum_raft::PeerStatus| peer.id == known.id && peer.active;
+        if known.id == self.id() || self.raft.peers().iter().any(is_active) {
+            return Registration::Done(Err(AdminError::InUse(known.id)));
+        }
+        if context.now < self.known_since + 2 * self.options.raft.election_timeout {
+            // The leader is new: it may not have heard it yet.
+            return Registration::Done(Err(AdminError::Busy));
+        }
+        let (old, incarnation) = (known.id, 0);
+        let new = MemberRecord {
+            incarnation,
+            ..record
+        };
+        Registration::Change(AdminRequest::Replace { old, new })
     }
 
     /// The next ID of the replicated counter that no member has or had.

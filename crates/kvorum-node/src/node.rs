@@ -79,6 +79,8 @@ pub struct Node {
     installs: Installs,
     pub(crate) introduce_again_at: Micros,
     known: (u64, MemberId, Role),
+    /// Since when `known` stands; of a leader, since when it leads.
+    pub(crate) known_since: Micros,
     leaderless_since: Option<Micros>,
     /// Begins with the boot nonce: a late answer to a forward of this member's last process must not be taken for
     /// one to this process's forward.
@@ -124,6 +126,7 @@ impl Node {
             installs: Installs::default(),
             introduce_again_at: 0,
             known,
+            known_since: now,
             leaderless_since: Some(now),
             next_token,
             next_sweep: 0,
@@ -285,7 +288,7 @@ impl Node {
         if role.1 != 0 && (role.0, role.1) != (self.known.0, self.known.1) {
             self.leader_changes += 1;
         }
-        self.known = role;
+        (self.known, self.known_since) = (role, self.now);
         self.leaderless_since = if role.1 == 0 {
             self.leaderless_since.or(Some(self.now))
         } else {

@@ -26,6 +26,16 @@ pub mod etcdserverpb {
 pub mod kv {
     tonic::include_proto!("kv");
 }
+/// The key-value service of "raft-kv".
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
+pub mod kv_pb {
+    tonic::include_proto!("kv_pb");
+}
+/// What "raft-kv" tells of a member.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
+pub mod raft_pb {
+    tonic::include_proto!("raft_pb");
+}
 /// kvorum's own services.
 pub mod kvorum {
     /// Version 1.

@@ -22,6 +22,7 @@ use kvorum_server::api::{Core, routes};
 use kvorum_server::budget::Budget;
 use kvorum_server::handle::{HandleOptions, Identity, ReplicaPort, StoreFigures, replica_handle};
 use kvorum_server::http::{HttpLimits, HttpServer, Phase, listen};
+use kvorum_server::joining::no_peers;
 use kvorum_server::mailbox::{Batch, Mailbox};
 use kvorum_server::metrics::Metrics;
 use kvorum_server::reads::Reads;
@@ -130,6 +131,8 @@ fn serve(workers: usize) -> HttpServer {
         phase: phases,
         etcd_version: "3.6.12",
         started: Instant::now(),
+        surfaces: Arc::default(),
+        forward_join: no_peers(),
     };
     let answer = move || answer_at_once(&mailbox, &port);
     std::thread::Builder::new()

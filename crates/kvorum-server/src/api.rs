@@ -11,13 +11,17 @@ use kvorum_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use kvorum_proto::etcdserverpb::watch_server::WatchServer;
 use kvorum_proto::grpc_health::v1::health_server::HealthServer;
 use kvorum_proto::kv::kv_store_server::KvStoreServer;
+use kvorum_proto::kv_pb::kv_service_server::KvServiceServer;
 use kvorum_proto::kvorum::v1::kvorum_server::KvorumServer;
+use kvorum_proto::raft_pb::raft_service_server::RaftServiceServer;
 use tokio::sync::watch;
 
-use crate::compat::RaftKvStore;
+use crate::compat::{RaftKv, RaftKvStore};
 use crate::handle::{ReadError, ReplicaHandle, WriteError};
 use crate::http::Phase;
+use crate::joining::ForwardJoin;
 use crate::metrics::Metrics;
+use crate::options::SurfaceOptions;
 use crate::reads::Reads;
 use crate::rest::RestApi;
 use crate::routes::{Routes, RoutesBuilder};
@@ -44,6 +48,10 @@ pub struct Core {
     pub etcd_version: &'static str,
     /// When this member started.
     pub started: std::time::Instant,
+    /// What the replaced systems' surfaces are told.
+    pub surfaces: Arc<SurfaceOptions>,
+    /// How a joiner's announcement reaches the leader, should another member lead.
+    pub forward_join: ForwardJoin,
 }
 
 impl std::fmt::Debug for Core {
@@ -122,6 +130,8 @@ pub fn add_services(builder: RoutesBuilder, core: &Core, watch: WatchHandle) -> 
     let wire_max = core.handle.limits().request_bytes_max + WIRE_OVERHEAD_BYTES;
     let maintenance = MaintenanceServer::new(MaintenanceService::new(core.clone()));
     let kv_store = KvStoreServer::new(RaftKvStore::new(core.clone()));
+    let raft_kv = KvServiceServer::new(RaftKv::new(core.clone()));
+    let raft_info = RaftServiceServer::new(RaftKv::new(core.clone()));
     builder
         .grpc(
             KvServer::new(EtcdKv::new(core.clone())).max_decoding_message_size(wire_max),
@@ -139,9 +149,12 @@ pub fn add_services(builder: RoutesBuilder, core: &Core, watch: WatchHandle) -> 
                 "MemberPromote",
                 "MemberRemove",
                 "MemberReplace",
+                "Join",
             ],
         )
         .grpc(kv_store.max_decoding_message_size(wire_max), &["Put", "Delete"])
+        .grpc(raft_kv.max_decoding_message_size(wire_max), &["Set", "Del"])
+        .grpc(raft_info.max_decoding_message_size(wire_max), &[])
         .grpc(maintenance.max_decoding_message_size(wire_max), &[])
         .grpc(
             ClusterServer::new(ClusterService::new(core.clone())).max_decoding_message_size(wire_max),

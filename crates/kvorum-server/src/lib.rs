@@ -9,6 +9,7 @@ pub mod compat;
 pub mod console;
 pub mod handle;
 pub mod http;
+pub mod joining;
 pub mod local;
 pub mod mailbox;
 pub mod metrics;
@@ -22,4 +23,4 @@ pub mod runtime;
 pub mod services;
 pub mod watching;
 
-pub use options::{Address, Founder, OptionsError, ServeOptions};
+pub use options::{Address, Founder, OptionsError, ServeOptions, SurfaceOptions};

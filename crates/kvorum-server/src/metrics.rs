@@ -75,11 +75,15 @@ pub enum Method {
     KvGet,
     KvDelete,
     KvStatus,
+    RaftKvGet,
+    RaftKvSet,
+    RaftKvDel,
+    RaftKvInfo,
     Kvorum,
 }
 
 impl Method {
-    const ALL: [(&'static str, &'static str, &'static str); 14] = [
+    const ALL: [(&'static str, &'static str, &'static str); 18] = [
         ("etcdserverpb.KV", "Range", "unary"),
         ("etcdserverpb.KV", "RangeStream", "server_stream"),
         ("etcdserverpb.KV", "Put", "unary"),
@@ -93,6 +97,10 @@ impl Method {
         ("kv.KVStore", "Get", "unary"),
         ("kv.KVStore", "Delete", "unary"),
         ("kv.KVStore", "GetClusterStatus", "unary"),
+        ("kv_pb.KVService", "Get", "unary"),
+        ("kv_pb.KVService", "Set", "unary"),
+        ("kv_pb.KVService", "Del", "unary"),
+        ("raft_pb.RaftService", "Info", "unary"),
         ("kvorum.v1.Kvorum", "*", "unary"),
     ];
 }

@@ -125,6 +125,36 @@ impl FromStr for Founder {
     }
 }
 
+/// What the replaced systems' surfaces are told, beside what all surfaces share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SurfaceOptions {
+    /// Origins whose pages may call the routes of "raft-kv" (`/kv`, `/raft/info`), or `*` for all; empty: none.
+    pub cors: Vec<String>,
+    /// Members may announce themselves here (`/register-follower`, `kvorum.v1.Kvorum/Join`).
+    pub open_join: bool,
+    /// `/health` is 503 without a leader or with an alarm, as etcd's; otherwise it is 200 while a local read works.
+    pub health_as_etcd: bool,
+    /// Longest key in bytes that `/key` takes. The three limits count on `/key` only.
+    pub key_bytes_max: usize,
+    /// Longest value in bytes that `/key` takes.
+    pub value_bytes_max: usize,
+    /// `/key` creates no key where so many live, whatever surface wrote them.
+    pub keys_max: usize,
+}
+
+impl Default for SurfaceOptions {
+    fn default() -> Self {
+        SurfaceOptions {
+            cors: Vec::new(),
+            open_join: false,
+            health_as_etcd: false,
+            key_bytes_max: 100,
+            value_bytes_max: 200,
+            keys_max: 1000,
+        }
+    }
+}
+
 /// Everything a member is told. [`ServeOptions::default`] is a one-member cluster on loopback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeOptions {
@@ -180,6 +210,8 @@ pub struct ServeOptions {
     pub cache_bytes: usize,
     /// Bytes of the log that the store need not hold yet: what a restart replays at most.
     pub log_bytes_max: usize,
+    /// What the replaced systems' surfaces are told.
+    pub surfaces: SurfaceOptions,
 }
 
 impl Default for ServeOptions {
@@ -211,6 +243,7 @@ impl Default for ServeOptions {
             memtable_bytes: 64 * MIB,
             cache_bytes: 128 * MIB,
             log_bytes_max: 256 * MIB,
+            surfaces: SurfaceOptions::default(),
         }
     }
 }
@@ -267,6 +300,13 @@ impl ServeOptions {
         self.validate_cluster()?;
         self.validate_listeners()?;
         self.validate_timing()?;
+        for origin in &self.surfaces.cors {
+            let legal =
+                origin == "*" || (origin.contains("://") && origin.bytes().all(|b| b.is_ascii_graphic()));
+            require(legal, || {
+                format!("cors: `{origin}` is not an origin; write http://host:port, or * for all")
+            })?;
+        }
         let positive = [
             ("request-bytes-max", self.request_bytes_max),
             ("requests-max", self.requests_max),
@@ -390,7 +430,7 @@ impl ServeOptions {
     }
 }
 
-fn check_name(option: &str, name: &str) -> Result<(), OptionsError> {
+pub(crate) fn check_name(option: &str, name: &str) -> Result<(), OptionsError> {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     require(
         !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.chars().all(legal),
@@ -506,6 +546,10 @@ mod tests {
         check(|o| o.heartbeat_interval = Duration::ZERO, "heartbeat-interval");
         check(|o| o.requests_max = 0, "requests-max");
         check(|o| o.log_bytes_max = 100 << 20, "twice memtable-bytes");
+        check(
+            |o| o.surfaces.cors = vec!["localhost".into()],
+            "cors: `localhost`",
+        );
     }
 
     #[test]

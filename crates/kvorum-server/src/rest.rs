@@ -1,29 +1,31 @@
-//! REST: `/kv` and `/raft/info` as "raft-kv" has them, `/health` and `/status` as the "Raft-Backed Distributed
-//! Key-Value Store" has them, `/livez`, `/readyz` and `/version` as etcd has them, and `/metrics`.
+//! REST: the routes of the replaced systems (see [`crate::compat`]), `/livez`, `/readyz` and `/version` as etcd has
+//! them, `/health` with both sides' fields, `/metrics`, and a description of it all.
 //!
-//! Keys and values are strings here: a value that is not UTF-8 is answered with 422. A failed write says in the
-//! header `kvorum-outcome` what became of it.
+//! [`table`] has every route. A failed write says in the header `kvorum-outcome` what became of it.
 
-use std::collections::BTreeMap;
+mod cors;
+mod table;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{ALLOW, CONTENT_TYPE, HOST};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use kvorum_model::{Command, DeleteRangeRequest, KeyRange, PutRequest, RangeRequest};
+use kvorum_model::{KeyRange, RangeRequest};
 use kvorum_proto::{OUTCOME, Outcome, status_of};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::Serialize;
 use serde_json::json;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use self::table::{Endpoint, Found};
 use crate::api::{Core, WIRE_OVERHEAD_BYTES};
+use crate::compat::{dist_kv, raft_kv, raft_kv_store};
 use crate::console;
 use crate::handle::{ReadError, WriteError};
-use crate::names::{leader_name, other_names, state_name};
+use crate::names::{leader_name, state_name};
 use crate::routes::{Answering, Rest, plain};
 use crate::services::{Context, storage_version};
 
@@ -46,13 +48,16 @@ impl Rest for RestApi {
         let core = self.0.clone();
         Box::pin(async move {
             core.metrics.rest_requests.add_one();
-            route(&core, request).await.unwrap_or_else(error_response)
+            route(&core, request).await
         })
     }
 }
 
+/// Every REST route for people and their tools (OpenAPI 3).
+pub(crate) const OPENAPI: &str = include_str!("rest/openapi.json");
+
 /// Why a request has no answer of its own.
-enum Failed {
+pub(crate) enum Failed {
     Status(Status),
     /// The body is over this limit.
     BodyTooLarge(usize),
@@ -66,7 +71,7 @@ impl From<Status> for Failed {
 
 impl Failed {
     /// Adds what became of the write.
-    fn mark(self, outcome: Outcome) -> Self {
+    pub(crate) fn mark(self, outcome: Outcome) -> Self {
         match self {
             Failed::Status(status) => Failed::Status(outcome.mark(status)),
             // Which is never read, so never applied.
@@ -75,48 +80,69 @@ impl Failed {
     }
 }
 
-type Answer = Result<Response<Body>, Failed>;
-
-async fn route(core: &Core, request: Request<Incoming>) -> Answer {
+async fn route(core: &Core, request: Request<Incoming>) -> Response<Body> {
     let path = request.uri().path().to_owned();
-    let get = matches!(*request.method(), Method::GET | Method::HEAD);
-    if let Some(key) = path.strip_prefix("/kv/") {
-        return match request.method() {
-            &Method::GET | &Method::HEAD => get_key(core, &request, key).await,
-            &Method::DELETE => delete_key(core, &request, key).await,
-            _ => Ok(not_allowed("GET, HEAD, DELETE")),
-        };
+    let (endpoint, parameter) = match table::find(request.method().as_str(), &path) {
+        Found::Endpoint(endpoint, parameter) => (endpoint, Some(parameter)),
+        Found::OtherMethods(endpoint) => (endpoint, None),
+        Found::Nothing => return page(core, &request, &path),
+    };
+    let origin = match endpoint.is_raft_kv() {
+        true => cors::allowed_origin(&core.surfaces.cors, request.headers()),
+        false => None,
+    };
+    let mut response = match parameter {
+        Some(parameter) => answer(core, endpoint, parameter, request).await,
+        None if origin.is_some() && cors::is_preflight(&request) => cors::preflight(&path),
+        None => not_allowed(&table::methods(&path)),
+    };
+    if let Some(origin) = origin {
+        cors::allow(&mut response, origin);
     }
+    response
+}
+
+/// What is no API: the console, or nothing.
+fn page(core: &Core, request: &Request<Incoming>, path: &str) -> Response<Body> {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
     let host = host.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
-    if let Some(answer) = console::answer(&core.handle, request.method(), &path, host) {
-        return Ok(answer);
-    }
-    match path.as_str() {
-        "/kv" => match request.method() {
-            &Method::POST => set_key(core, request).await,
-            _ => Ok(not_allowed("POST")),
-        },
-        "/raft/info" | "/health" | "/status" | "/version" | "/metrics" if !get => {
-            Ok(not_allowed("GET, HEAD"))
-        }
-        "/raft/info" => Ok(json_response(StatusCode::OK, &raft_info(core))),
-        "/health" => Ok(health(core)),
-        "/status" => Ok(json_response(StatusCode::OK, &cluster_status(core))),
-        "/version" => Ok(json_response(StatusCode::OK, &version(core))),
-        "/metrics" => Ok(metrics(core)),
-        _ => match probe_of(&path) {
-            Some(_) if !get => Ok(not_allowed("GET, HEAD")),
-            Some((probe, check)) => Ok(probe
-                .answer(core, check, request.uri().query().unwrap_or(""))
-                .await),
-            None => Err(Status::not_found("Not Found").into()),
-        },
+    console::answer(&core.handle, request.method(), path, host)
+        .unwrap_or_else(|| error_response(Status::not_found("Not Found").into()))
+}
+
+async fn answer(
+    core: &Core,
+    endpoint: Endpoint,
+    parameter: &str,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let in_json = |answer: Result<Response<Body>, Failed>| answer.unwrap_or_else(error_response);
+    let in_text = |answer: Result<Response<Body>, dist_kv::Failure>| {
+        answer.unwrap_or_else(dist_kv::Failure::into_response)
+    };
+    let query = request.uri().query().unwrap_or("").to_owned();
+    match endpoint {
+        Endpoint::KvGet => in_json(raft_kv::rest_get(core, &request, parameter).await),
+        Endpoint::KvSet => in_json(raft_kv::rest_set(core, request).await),
+        Endpoint::KvDelete => in_json(raft_kv::rest_delete(core, &request, parameter).await),
+        Endpoint::RaftInfo => raft_kv::rest_info(core),
+        Endpoint::KeyCreate => in_text(dist_kv::create(core, request).await),
+        Endpoint::KeyGet => in_text(dist_kv::get(core, &request, parameter).await),
+        Endpoint::KeyDelete => in_text(dist_kv::delete(core, &request, parameter).await),
+        Endpoint::Hello => dist_kv::hello(),
+        Endpoint::RegisterFollower => in_text(dist_kv::register(core, request).await),
+        Endpoint::Status => raft_kv_store::rest_status(core),
+        Endpoint::Health => health(core, &query).await,
+        Endpoint::Livez => Probe::Livez.answer(core, parameter, &query).await,
+        Endpoint::Readyz => Probe::Readyz.answer(core, parameter, &query).await,
+        Endpoint::Version => json_response(StatusCode::OK, &version(core)),
+        Endpoint::Metrics => metrics(core),
+        Endpoint::OpenApi => in_json_text(OPENAPI),
     }
 }
 
-/// The key in a path: percent-decoded, slashes included.
-fn key_of(path: &str) -> Result<String, Status> {
+/// A key in a path: percent-decoded, slashes included.
+pub(crate) fn decode_key(path: &str) -> Result<String, Status> {
     let bad = || Status::invalid_argument("the key in the path is not percent-encoded UTF-8");
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
@@ -131,106 +157,15 @@ fn key_of(path: &str) -> Result<String, Status> {
         bytes.push((high * 16 + low) as u8);
         rest = &rest[2..];
     }
-    let key = String::from_utf8(bytes).map_err(|_| bad())?;
-    if key.is_empty() { Err(empty_key()) } else { Ok(key) }
-}
-
-fn empty_key() -> Status {
-    Status::invalid_argument("empty key")
-}
-
-async fn get_key(core: &Core, request: &Request<Incoming>, path: &str) -> Answer {
-    let context = Context::from_headers(request.headers(), &core.handle)?;
-    let read = RangeRequest {
-        range: KeyRange::point(key_of(path)?),
-        ..RangeRequest::default()
-    };
-    read.validate(&core.handle.limits())
-        .map_err(|error| status_of(&error))?;
-    if !context.local {
-        core.barrier(&context)
-            .await
-            .map_err(|error| read_status(core, error))?;
-    }
-    core.metrics.ranges.add_one();
-    let found = core.reads.range(read).await?.seen.answer.kvs.pop();
-    let value = found.ok_or_else(|| Status::not_found("not found"))?.value;
-    let value = std::str::from_utf8(&value)
-        .map_err(|_| Status::failed_precondition("the value is not UTF-8; read it through gRPC"))?;
-    Ok(json_response(StatusCode::OK, &json!({ "value": value })))
-}
-
-/// The body of `POST /kv`, as protobuf's JSON has it: an empty string may be left out, and unknown fields are
-/// ignored. Both at once is no message of any client, but a misspelt `value`.
-#[derive(Deserialize)]
-struct SetBody {
-    key: Option<String>,
-    value: Option<String>,
-    #[serde(flatten)]
-    unknown: BTreeMap<String, IgnoredAny>,
-}
-
-impl SetBody {
-    fn parse(body: &[u8]) -> Result<PutRequest, Status> {
-        let body: SetBody = serde_json::from_slice(body).map_err(|error| {
-            Status::invalid_argument(format!("the body is not JSON with key and value: {error}"))
-        })?;
-        let key = body.key.filter(|key| !key.is_empty()).ok_or_else(empty_key)?;
-        let value = match (body.value, body.unknown.keys().next()) {
-            (None, Some(unknown)) => {
-                return Err(Status::invalid_argument(format!(
-                    "there is no `value`, and `{unknown}` is unknown; write {{\"key\":…,\"value\":…}}"
-                )));
-            }
-            (value, _) => value.unwrap_or_default(),
-        };
-        Ok(PutRequest {
-            key: key.into(),
-            value: value.into(),
-            ..PutRequest::default()
-        })
-    }
-}
-
-async fn set_key(core: &Core, request: Request<Incoming>) -> Answer {
-    let (parts, body) = request.into_parts();
-    let command = async {
-        let context = Context::from_headers(&parts.headers, &core.handle)?;
-        let body = whole_body(core, body, &context).await?;
-        Ok((context, SetBody::parse(&body)?))
-    };
-    let (context, put) = command
-        .await
-        .map_err(|failed: Failed| failed.mark(Outcome::NotApplied))?;
-    write(core, &context, Command::Put(put)).await
-}
-
-async fn delete_key(core: &Core, request: &Request<Incoming>, path: &str) -> Answer {
-    let command = || {
-        let context = Context::from_headers(request.headers(), &core.handle)?;
-        Ok((
-            context,
-            DeleteRangeRequest {
-                range: KeyRange::point(key_of(path)?),
-                prev_kv: false,
-            },
-        ))
-    };
-    let (context, delete) = command().map_err(|status: Status| Outcome::NotApplied.mark(status))?;
-    write(core, &context, Command::DeleteRange(delete)).await
-}
-
-async fn write(core: &Core, context: &Context, command: Command) -> Answer {
-    let applied = core
-        .write(context, command)
-        .await
-        .map_err(|error| write_status(core, error))?;
-    applied.result.map_err(|error| kvorum_proto::refused(&error))?;
-    Ok(json_response(StatusCode::OK, &json!({})))
+    String::from_utf8(bytes).map_err(|_| bad())
 }
 
 /// The whole body, within the limits of size and time.
-async fn whole_body(core: &Core, body: Incoming, context: &Context) -> Result<bytes::Bytes, Failed> {
+pub(crate) async fn whole_body(
+    core: &Core,
+    body: Incoming,
+    context: &Context,
+) -> Result<bytes::Bytes, Failed> {
     let bytes_max = core.handle.limits().request_bytes_max + WIRE_OVERHEAD_BYTES;
     let whole = Limited::new(body, bytes_max).collect();
     match tokio::time::timeout_at(context.deadline.into(), whole).await {
@@ -241,10 +176,13 @@ async fn whole_body(core: &Core, body: Incoming, context: &Context) -> Result<by
     }
 }
 
-/// A write's failure in this surface's codes: a deadline is `DeadlineExceeded`. Where etcd's text names no limit,
-/// this surface does.
-fn write_status(core: &Core, error: WriteError) -> Status {
+/// A write's failure in the replaced systems' codes: without a leader it is `Unavailable`, late `DeadlineExceeded`.
+/// Where etcd's text names no limit, these surfaces do.
+pub(crate) fn write_status(core: &Core, error: WriteError) -> Status {
     match error {
+        WriteError::TimedOut if core.handle.leader() == 0 => {
+            error.outcome().mark(Status::unavailable(error.to_string()))
+        }
         WriteError::TimedOut => error.outcome().mark(Status::deadline_exceeded(error.to_string())),
         WriteError::Refused(refusal) => {
             Outcome::of_error(&refusal).mark(Status::new(status_of(&refusal).code(), core.explain(&refusal)))
@@ -253,40 +191,13 @@ fn write_status(core: &Core, error: WriteError) -> Status {
     }
 }
 
-/// A read's failure in this surface's codes: without a leader it is `Unavailable`, late `DeadlineExceeded`.
-fn read_status(core: &Core, error: ReadError) -> Status {
+/// A read's failure in the replaced systems' codes: without a leader it is `Unavailable`, late `DeadlineExceeded`.
+pub(crate) fn read_status(core: &Core, error: ReadError) -> Status {
     match error {
         ReadError::TimedOut if core.handle.leader() == 0 => ReadError::NoLeader.into(),
         ReadError::TimedOut => Status::deadline_exceeded(error.to_string()),
         error => error.into(),
     }
-}
-
-/// As protobuf's JSON: camelCase, 64-bit numbers as strings.
-fn raft_info(core: &Core) -> serde_json::Value {
-    let status = core.handle.status();
-    json!({
-        "term": status.term.to_string(),
-        "commitIndex": status.commit.to_string(),
-        "lastApplied": status.applied.to_string(),
-        "lastLogIndex": status.last.index.to_string(),
-        "lastLogTerm": status.last.term.to_string(),
-        "state": state_name(&status),
-    })
-}
-
-/// As `ClusterStatusResponse` in snake_case.
-fn cluster_status(core: &Core) -> serde_json::Value {
-    let status = core.handle.status();
-    json!({
-        "node_id": core.handle.identity().name,
-        "state": state_name(&status),
-        "current_term": status.term,
-        "leader_id": leader_name(&status),
-        "peers": other_names(&status),
-        "commit_index": status.commit,
-        "last_applied": status.applied,
-    })
 }
 
 fn version(core: &Core) -> serde_json::Value {
@@ -299,33 +210,72 @@ fn version(core: &Core) -> serde_json::Value {
     })
 }
 
-/// Both systems' fields. 200 while a local read can be served, whatever the quorum.
-fn health(core: &Core) -> Response<Body> {
+/// The fields of the "Raft-Backed Distributed Key-Value Store", and etcd's.
+#[derive(Serialize)]
+struct HealthBody {
+    status: &'static str,
+    state: &'static str,
+    leader_id: String,
+    timestamp: String,
+    health: &'static str,
+    reason: String,
+}
+
+/// 200 while a local read can be served, whatever the quorum; where etcd's meaning is asked for, while a
+/// linearizable one can, and no alarm is up. Of the query etcd's `exclude=NOSPACE` and `serializable=true` count.
+async fn health(core: &Core, query: &str) -> Response<Body> {
+    let asks = |wanted: &str| query.split('&').any(|parameter| parameter == wanted);
     let status = core.handle.status();
     let failure = local_read(core).err().map(|why| format!("RANGE ERROR:{why}"));
-    let is_serving = failure.is_none();
-    let trouble = failure
-        .or_else(|| status.space_exhausted.then(|| "ALARM NOSPACE".to_owned()))
-        .or_else(|| (status.leader == 0).then(|| "RAFT NO LEADER".to_owned()));
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    let body = json!({
-        "status": if trouble.is_none() { "healthy" } else { "degraded" },
-        "state": state_name(&status),
-        "leader_id": leader_name(&status),
-        "timestamp": now,
-        "health": if trouble.is_none() { "true" } else { "false" },
-        "reason": trouble.unwrap_or_default(),
-    });
-    json_response(
-        if is_serving {
-            StatusCode::OK
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        },
-        &body,
-    )
+    let mut serves = failure.is_none();
+    let alarm = status.space_exhausted && !asks("exclude=NOSPACE");
+    let leaderless = status.leader == 0 && !asks("serializable=true");
+    let mut trouble = failure
+        .or_else(|| alarm.then(|| "ALARM NOSPACE".to_owned()))
+        .or_else(|| leaderless.then(|| "RAFT NO LEADER".to_owned()));
+    if core.surfaces.health_as_etcd {
+        if trouble.is_none() && !asks("serializable=true") {
+            let confirmed = linearizable_read(core).await;
+            trouble = confirmed.err().map(|why| format!("RANGE ERROR:{why}"));
+        }
+        serves = trouble.is_none();
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let is_healthy = trouble.is_none();
+    let body = HealthBody {
+        status: if is_healthy { "healthy" } else { "degraded" },
+        state: state_name(&status),
+        leader_id: leader_name(&status),
+        timestamp: rfc_3339(now.map_or(0, |since| since.as_secs())),
+        health: if is_healthy { "true" } else { "false" },
+        reason: trouble.unwrap_or_default(),
+    };
+    let code = if serves {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    json_response(code, &body)
+}
+
+/// A Unix time as RFC 3339 has it, in UTC.
+fn rfc_3339(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years begin on the first of March here, so that a leap day ends one (Howard Hinnant, civil_from_days).
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
 fn metrics(core: &Core) -> Response<Body> {
@@ -355,22 +305,6 @@ enum Probe {
     Readyz,
 }
 
-/// The probe, and the one check, that a path asks for.
-fn probe_of(path: &str) -> Option<(Probe, Option<&str>)> {
-    let (probe, rest) = match path.strip_prefix("/livez") {
-        Some(rest) => (Probe::Livez, rest),
-        None => (Probe::Readyz, path.strip_prefix("/readyz")?),
-    };
-    let check = match rest {
-        "" | "/" => None,
-        rest => Some(
-            rest.strip_prefix('/')
-                .filter(|check| probe.checks().contains(check))?,
-        ),
-    };
-    Some((probe, check))
-}
-
 impl Probe {
     /// What it looks at. `/livez` never depends on the quorum.
     fn checks(self) -> &'static [&'static str] {
@@ -393,7 +327,11 @@ impl Probe {
     }
 
     /// `ok`, or 503 with a line for each check; `?verbose` shows the lines, `?exclude=NAME` skips a check.
-    async fn answer(self, core: &Core, only: Option<&str>, query: &str) -> Response<Body> {
+    /// `only` names one check; empty, all are done.
+    async fn answer(self, core: &Core, only: &str, query: &str) -> Response<Body> {
+        if !only.is_empty() && !self.checks().contains(&only) {
+            return error_response(Status::not_found("Not Found").into());
+        }
         let parameters: Vec<(&str, &str)> = query
             .split('&')
             .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
@@ -404,7 +342,7 @@ impl Probe {
         for check in self
             .checks()
             .iter()
-            .filter(|check| only.is_none_or(|only| only == **check))
+            .filter(|check| only.is_empty() || only == **check)
         {
             if is_excluded(check) {
                 lines.push_str(&format!("[+]{check} excluded: ok\n"));
@@ -426,17 +364,18 @@ impl Probe {
     }
 }
 
+/// Whether a quorum confirms a read in time.
+async fn linearizable_read(core: &Core) -> Result<(), String> {
+    let deadline = core.handle.deadline(Some(PROBE_TIMEOUT));
+    let confirmed = core.handle.read_barrier(deadline).await;
+    confirmed.map_err(|error| error.to_string())
+}
+
 async fn perform(core: &Core, check: &str) -> Result<(), String> {
     let status = core.handle.status();
     match check {
         "serializable_read" => local_read(core),
-        "linearizable_read" => {
-            let deadline = core.handle.deadline(Some(PROBE_TIMEOUT));
-            core.handle
-                .read_barrier(deadline)
-                .await
-                .map_err(|error| error.to_string())
-        }
+        "linearizable_read" => linearizable_read(core).await,
         "data_corruption" => match status.divergence {
             Some((index, member)) => Err(format!(
                 "the digest at index {index} differs from member {member:x}'s"
@@ -449,21 +388,46 @@ async fn perform(core: &Core, check: &str) -> Result<(), String> {
     }
 }
 
-fn json_response(status: StatusCode, body: &serde_json::Value) -> Response<Body> {
-    let mut response = Response::new(Body::new(Full::new(bytes::Bytes::from(body.to_string()))));
+pub(crate) fn json_response(status: StatusCode, body: &impl Serialize) -> Response<Body> {
+    let text = serde_json::to_string(body).expect("bodies are structs of numbers and strings");
+    let mut response = in_json_text(text);
     *response.status_mut() = status;
+    response
+}
+
+fn in_json_text(text: impl Into<bytes::Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::new(text.into())));
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-fn not_allowed(allowed: &'static str) -> Response<Body> {
-    let body = json!({ "code": Code::Unimplemented as i32, "message": "Method Not Allowed", "details": [] });
-    let mut response = json_response(StatusCode::METHOD_NOT_ALLOWED, &body);
-    response
-        .headers_mut()
-        .insert(ALLOW, HeaderValue::from_static(allowed));
+/// gRPC's code and text, as its JSON gateways write them.
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    code: i32,
+    message: &'a str,
+    details: [(); 0],
+}
+
+impl ErrorBody<'_> {
+    fn of(status: &Status) -> ErrorBody<'_> {
+        ErrorBody {
+            code: status.code() as i32,
+            message: status.message(),
+            details: [],
+        }
+    }
+}
+
+fn not_allowed(allowed: &str) -> Response<Body> {
+    let status = Status::unimplemented("Method Not Allowed");
+    let mut response = json_response(StatusCode::METHOD_NOT_ALLOWED, &ErrorBody::of(&status));
+    response.headers_mut().insert(
+        ALLOW,
+        HeaderValue::from_str(allowed).expect("method names are tokens"),
+    );
     response
 }
 
@@ -480,8 +444,7 @@ fn error_response(failed: Failed) -> Response<Body> {
             (status, StatusCode::PAYLOAD_TOO_LARGE)
         }
     };
-    let body = json!({ "code": status.code() as i32, "message": status.message(), "details": [] });
-    let mut response = json_response(http, &body);
+    let mut response = json_response(http, &ErrorBody::of(&status));
     if let Some(outcome) = Outcome::of(&status) {
         response
             .headers_mut()
@@ -491,7 +454,7 @@ fn error_response(failed: Failed) -> Response<Body> {
 }
 
 /// grpc-gateway's map, but for `FailedPrecondition`, which is 422 here.
-fn http_status(code: Code) -> StatusCode {
+pub(crate) fn http_status(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,
         Code::InvalidArgument | Code::OutOfRange => StatusCode::BAD_REQUEST,
@@ -518,26 +481,28 @@ mod tests {
     #[test]
     fn keys_in_paths() {
         let check = |path: &str, expected: Option<&str>| {
-            assert_eq!(key_of(path).ok().as_deref(), expected, "{path}");
+            assert_eq!(decode_key(path).ok().as_deref(), expected, "{path}");
         };
+        check("", Some(""));
         check("a", Some("a"));
         check("usr/bin/env", Some("usr/bin/env"));
         check("a%2Fb%20c", Some("a/b c"));
         check("%C3%A9", Some("é"));
         check("a+b", Some("a+b"));
-        for bad in ["", "%", "%4", "%4g", "%ff", "a%C3"] {
+        for bad in ["%", "%4", "%4g", "%ff", "a%C3"] {
             check(bad, None);
         }
     }
 
     #[test]
-    fn probes_by_path() {
-        let check = |path: &str, expected| assert_eq!(probe_of(path), expected, "{path}");
-        check("/livez", Some((Probe::Livez, None)));
-        check("/readyz/", Some((Probe::Readyz, None)));
-        check("/readyz/non_learner", Some((Probe::Readyz, Some("non_learner"))));
-        check("/livez/linearizable_read", None);
-        check("/livezz", None);
-        check("/x", None);
+    fn times_for_people() {
+        let check = |seconds: u64, expected: &str| assert_eq!(rfc_3339(seconds), expected);
+        check(0, "1970-01-01T00:00:00Z");
+        check(951_782_399, "2000-02-28T23:59:59Z");
+        check(951_782_400, "2000-02-29T00:00:00Z");
+        check(1_709_251_199, "2024-02-29T23:59:59Z");
+        check(1_709_251_200, "2024-03-01T00:00:00Z");
+        check(1_767_225_599, "2025-12-31T23:59:59Z");
+        check(4_107_542_400, "2100-03-01T00:00:00Z");
     }
 }

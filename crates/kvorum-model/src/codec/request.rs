@@ -377,6 +377,7 @@ fn compare(out: &mut impl Sink, compare: &Compare) {
         CompareTarget::Mod(_) => 3,
         CompareTarget::Value(_) => 4,
         CompareTarget::Lease(_) => 5,
+        CompareTarget::LiveKeys(_) => 6,
     });
     out.u8(match compare.result {
         CompareResult::Equal => 1,
@@ -389,7 +390,8 @@ fn compare(out: &mut impl Sink, compare: &Compare) {
         CompareTarget::Version(n)
         | CompareTarget::Create(n)
         | CompareTarget::Mod(n)
-        | CompareTarget::Lease(n) => {
+        | CompareTarget::Lease(n)
+        | CompareTarget::LiveKeys(n) => {
             out.i64(*n);
         }
         CompareTarget::Value(value) => out.bytes(value),
@@ -420,6 +422,7 @@ fn read_compare(reader: &mut Reader) -> Result<Compare, DecodeError> {
         3 => CompareTarget::Mod(reader.i64(operand)?),
         4 => CompareTarget::Value(reader.bytes(operand)?),
         5 => CompareTarget::Lease(reader.i64(operand)?),
+        6 => CompareTarget::LiveKeys(reader.i64(operand)?),
         target => {
             return Err(DecodeError::Newer {
                 what: "compare target",

@@ -94,11 +94,12 @@ impl Rng {
             CompareResult::Less,
             CompareResult::NotEqual,
         ];
-        let target = match self.below(5) {
+        let target = match self.below(6) {
             0 => CompareTarget::Version(self.number()),
             1 => CompareTarget::Create(self.number()),
             2 => CompareTarget::Mod(self.number()),
             3 => CompareTarget::Value(self.bytes()),
+            4 => CompareTarget::LiveKeys(self.number()),
             _ => CompareTarget::Lease(self.number()),
         };
         Compare {

@@ -299,6 +299,10 @@ impl<V: View> Source for Core<V> {
         self.state.compacted
     }
 
+    fn live_keys(&self) -> u64 {
+        self.state.live_keys
+    }
+
     fn point(&self, key: &Bytes, at: Option<Revision>) -> Result<Option<KeyValue>, StoreError> {
         match at {
             None => Ok(self.head(key)?.into_live()),

@@ -172,6 +172,10 @@ impl<V: View> Source for Run<'_, V> {
         self.core.state.compacted
     }
 
+    fn live_keys(&self) -> u64 {
+        self.core.state.live_keys
+    }
+
     fn point(&self, key: &Bytes, at: Option<Revision>) -> Result<Option<KeyValue>, StoreError> {
         match (at, self.own.get(key)) {
             (None, Some(own)) => Ok(own.clone()),

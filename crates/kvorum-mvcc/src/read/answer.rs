@@ -148,6 +148,10 @@ fn sort(request: &RangeRequest, kvs: &mut [KeyValue]) {
 /// Whether a compare holds in a state.
 pub(crate) fn holds(source: &impl Source, compare: &Compare) -> Result<bool, ReadError> {
     check_bounds(&compare.range)?;
+    if let CompareTarget::LiveKeys(operand) = compare.target {
+        let live = i64::try_from(source.live_keys()).unwrap_or(i64::MAX);
+        return Ok(is_as_asked(compare.result, live.cmp(&operand)));
+    }
     if compare.range.is_point() {
         let found = source.point(&compare.range.key, None)?;
         return Ok(found.map_or_else(|| holds_of_missing(compare), |kv| holds_of(compare, &kv)));
@@ -177,8 +181,13 @@ fn holds_of(compare: &Compare, kv: &KeyValue) -> bool {
         CompareTarget::Mod(revision) => kv.mod_revision.cmp(revision),
         CompareTarget::Value(value) => kv.value.cmp(value),
         CompareTarget::Lease(lease) => kv.lease.cmp(lease),
+        CompareTarget::LiveKeys(_) => unreachable!("asked of the whole store, not of a key"),
     };
-    match compare.result {
+    is_as_asked(compare.result, ordering)
+}
+
+fn is_as_asked(result: CompareResult, ordering: Ordering) -> bool {
+    match result {
         CompareResult::Equal => ordering == Ordering::Equal,
         CompareResult::Greater => ordering == Ordering::Greater,
         CompareResult::Less => ordering == Ordering::Less,

@@ -38,6 +38,8 @@ pub(crate) trait Source {
     fn revision(&self) -> Revision;
     /// The last compaction.
     fn compacted(&self) -> Revision;
+    /// How many keys live.
+    fn live_keys(&self) -> u64;
     /// One key, now or at an older revision.
     fn point(&self, key: &Bytes, at: Option<Revision>) -> Result<Option<KeyValue>, StoreError>;
     /// All keys of a range in order, now or at an older revision, until `visit` breaks off.

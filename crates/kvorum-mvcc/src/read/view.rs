@@ -416,6 +416,10 @@ impl<S: Store> Source for ReadView<S> {
         self.published.state.compacted
     }
 
+    fn live_keys(&self) -> u64 {
+        self.published.state.live_keys
+    }
+
     fn point(&self, key: &Bytes, at: Option<Revision>) -> Result<Option<KeyValue>, StoreError> {
         let (published, revision) = (&*self.published, self.revision());
         if let Some(at) = at.filter(|at| *at != revision) {

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use kvorum_model::{Command, DeleteRangeRequest, Error, ErrorKind, KeyRange, PutRequest, RangeRequest};
 use kvorum_proto::kv::{self as pb, kv_store_server::KvStore};
 use kvorum_proto::{OUTCOME, Outcome, status_of};
+use serde::Serialize;
+use tonic::body::Body;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
@@ -14,6 +16,7 @@ use crate::api::Core;
 use crate::handle::WriteError;
 use crate::metrics::Method;
 use crate::names::{leader_name, other_names, state_name};
+use crate::rest::json_response;
 use crate::services::Context;
 
 /// See the module.
@@ -84,6 +87,46 @@ fn answer<T>(body: T, refusal: Option<&Error>) -> Response<T> {
     response
 }
 
+fn cluster_status(core: &Core) -> pb::ClusterStatusResponse {
+    let status = core.handle.status();
+    pb::ClusterStatusResponse {
+        node_id: core.handle.identity().name.clone(),
+        state: state_name(&status).to_owned(),
+        current_term: status.term,
+        leader_id: leader_name(&status),
+        peers: other_names(&status),
+        commit_index: status.commit,
+        last_applied: status.applied,
+    }
+}
+
+/// `ClusterStatusResponse` in snake_case.
+#[derive(Serialize)]
+struct StatusBody {
+    node_id: String,
+    state: String,
+    current_term: u64,
+    leader_id: String,
+    peers: Vec<String>,
+    commit_index: u64,
+    last_applied: u64,
+}
+
+/// `GET /status`.
+pub(crate) fn rest_status(core: &Core) -> http::Response<Body> {
+    let status = cluster_status(core);
+    let body = StatusBody {
+        node_id: status.node_id,
+        state: status.state,
+        current_term: status.current_term,
+        leader_id: status.leader_id,
+        peers: status.peers,
+        commit_index: status.commit_index,
+        last_applied: status.last_applied,
+    };
+    json_response(http::StatusCode::OK, &body)
+}
+
 #[tonic::async_trait]
 impl KvStore for RaftKvStore {
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
@@ -147,16 +190,7 @@ impl KvStore for RaftKvStore {
         _: Request<pb::ClusterStatusRequest>,
     ) -> Result<Response<pb::ClusterStatusResponse>, Status> {
         let started = self.0.metrics.begin(Method::KvStatus);
-        let status = self.0.handle.status();
-        let answer = pb::ClusterStatusResponse {
-            node_id: self.0.handle.identity().name.clone(),
-            state: state_name(&status).to_owned(),
-            current_term: status.term,
-            leader_id: leader_name(&status),
-            peers: other_names(&status),
-            commit_index: status.commit,
-            last_applied: status.applied,
-        };
+        let answer = cluster_status(&self.0);
         self.0
             .metrics
             .end(Method::KvStatus, started, Ok(answer))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kvorum_node::{Input, PeerMessage};
 use kvorum_proto::kvorum::v1::peer_server::Peer;
-use kvorum_proto::kvorum::v1::{Frame, Hello, SnapshotChunk, SnapshotDone};
+use kvorum_proto::kvorum::v1::{Frame, Hello, JoinResponse, PeerJoinRequest, SnapshotChunk, SnapshotDone};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,6 +15,8 @@ use super::figures::note_message;
 use super::handshake::Acquaintance;
 use super::peers::{Inbox, PeerNet};
 use super::snapshots::SnapshotReceiver;
+use crate::handle::ReplicaHandle;
+use crate::joining;
 use crate::metrics::Metrics;
 
 /// Serves the peers of one member.
@@ -24,6 +26,7 @@ pub struct PeerService {
     net: PeerNet,
     snapshots: SnapshotReceiver,
     metrics: Arc<Metrics>,
+    handle: ReplicaHandle,
 }
 
 impl PeerService {
@@ -34,6 +37,7 @@ impl PeerService {
         net: PeerNet,
         snapshots: SnapshotReceiver,
         metrics: Arc<Metrics>,
+        handle: ReplicaHandle,
     ) -> Self {
         PeerService {
             acquaintance,
@@ -41,6 +45,7 @@ impl PeerService {
             net,
             snapshots,
             metrics,
+            handle,
         }
     }
 
@@ -124,5 +129,19 @@ impl Peer for PeerService {
             .ok_or_else(|| Status::invalid_argument("a snapshot starts with a Hello"))?;
         self.acquaintance.judge(hello)?;
         self.snapshots.receive(first, chunks).await.map(Response::new)
+    }
+
+    async fn join(&self, request: Request<PeerJoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let PeerJoinRequest { hello, request } = request.into_inner();
+        let hello = hello.ok_or_else(|| Status::invalid_argument("a peer starts with a Hello"))?;
+        self.acquaintance.judge(&hello)?;
+        if hello.member_id == 0 {
+            return Err(Status::permission_denied("only members hand announcements on"));
+        }
+        let record = joining::record_of(&request.unwrap_or_default())?;
+        let deadline = self.handle.deadline(None);
+        joining::at_leader(&self.handle, record, deadline)
+            .await
+            .map(Response::new)
     }
 }

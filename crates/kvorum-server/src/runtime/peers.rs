@@ -12,7 +12,7 @@ use std::time::Duration;
 use kvorum_mvcc::ClusterState;
 use kvorum_node::{Input, Lane, PeerMessage};
 use kvorum_proto::kvorum::v1::peer_client::PeerClient;
-use kvorum_proto::kvorum::v1::{Frame, Hello};
+use kvorum_proto::kvorum::v1::{Frame, Hello, JoinRequest, JoinResponse, PeerJoinRequest};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -172,6 +172,25 @@ impl PeerNet {
             .get(&peer)
             .map(|peer| peer.addresses.clone())
             .unwrap_or_default()
+    }
+
+    /// Hands a joiner's announcement to this peer.
+    pub(crate) async fn forward_join(&self, peer: u64, request: JoinRequest) -> Result<JoinResponse, Status> {
+        let mut last = Status::unavailable("the leader's address is not known yet");
+        for address in self.addresses(peer) {
+            match connect(&address).await {
+                Ok(mut client) => {
+                    let hello = Some(self.shared.acquaintance.hello(peer));
+                    let request = PeerJoinRequest {
+                        hello,
+                        request: Some(request),
+                    };
+                    return client.join(request).await.map(tonic::Response::into_inner);
+                }
+                Err(status) => last = status,
+            }
+        }
+        Err(last)
     }
 
     /// Ends all connections.

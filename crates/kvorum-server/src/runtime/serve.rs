@@ -250,6 +250,7 @@ impl Member {
             net.clone(),
             receiver,
             metrics.clone(),
+            handle.clone(),
         );
         let peer_port = open_peer_port(peer_listener, service)?;
 
@@ -376,6 +377,14 @@ impl Member {
             phase: phases,
             etcd_version: ETCD_VERSION,
             started: Instant::now(),
+            surfaces: Arc::new(options.surfaces.clone()),
+            forward_join: {
+                let net = self.net.clone();
+                Arc::new(move |leader, request| {
+                    let net = net.clone();
+                    Box::pin(async move { net.forward_join(leader, request).await })
+                })
+            },
         };
         let routes = api::routes(&core, self.watch.clone());
         let listeners = listeners

@@ -13,12 +13,14 @@ use crate::api::Core;
 use crate::http::Phase;
 
 /// The services that can be asked for by name.
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 8] = [
     "",
     "etcdserverpb.KV",
     "etcdserverpb.Watch",
     "etcdserverpb.Maintenance",
     "kv.KVStore",
+    "kv_pb.KVService",
+    "raft_pb.RaftService",
     "kvorum.v1.Kvorum",
 ];
 

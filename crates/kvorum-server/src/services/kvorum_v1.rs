@@ -129,6 +129,7 @@ impl KvorumService {
     async fn administer(&self, context: &Context, request: AdminRequest) -> Result<Option<u64>, Status> {
         match self.0.handle.admin(request, context.deadline).await {
             Ok(AdminReply::Changed(added)) => Ok(added),
+            Ok(AdminReply::Known(id)) => Ok(Some(id)),
             Ok(AdminReply::TransferStarted) => Ok(None),
             Err(error) => Err(self.admin_status(error)),
         }
@@ -171,6 +172,10 @@ impl KvorumService {
                 let text = "etcdserver: can only promote a learner member which is in sync with leader";
                 (Status::failed_precondition(text), Outcome::NotApplied)
             }
+            InUse(member) => (
+                Status::already_exists(format!("kvorum: member {member:016x} is in use")),
+                Outcome::NotApplied,
+            ),
             Invalid(what) => (
                 Status::failed_precondition(format!("kvorum: {what}")),
                 Outcome::NotApplied,
@@ -426,7 +431,7 @@ fn suffrage(status: &NodeStatus, id: u64) -> pb::Suffrage {
 }
 
 /// The members in the order of their IDs, with their progress if this member leads.
-fn members(status: &NodeStatus) -> Vec<pb::Member> {
+pub(crate) fn members(status: &NodeStatus) -> Vec<pb::Member> {
     let member = |id: u64| {
         let record = status.cluster.members.get(&id).cloned().unwrap_or_default();
         let peer = status.peers.iter().find(|peer| peer.id == id);
@@ -459,7 +464,7 @@ fn progress(peer: &PeerStatus) -> pb::MemberProgress {
 }
 
 /// A member as it joins.
-fn joined(record: MemberRecord) -> pb::Member {
+pub(crate) fn joined(record: MemberRecord) -> pb::Member {
     pb::Member {
         id: record.id,
         name: record.name,
@@ -573,6 +578,14 @@ impl Kvorum for KvorumService {
         request: Request<pb::MemberReplaceRequest>,
     ) -> Result<Response<pb::MemberReplaceResponse>, Status> {
         self.counted(self.replace(request)).await
+    }
+
+    async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinResponse>, Status> {
+        let call = async {
+            let context = Context::of(&request, &self.0.handle)?;
+            crate::joining::join(&self.0, request.into_inner(), context.deadline).await
+        };
+        self.counted(call).await
     }
 
     async fn transfer_leadership(

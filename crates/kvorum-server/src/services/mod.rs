@@ -6,7 +6,7 @@ mod context;
 mod etcd_kv;
 mod etcd_watch;
 mod health;
-mod kvorum_v1;
+pub(crate) mod kvorum_v1;
 mod maintenance;
 
 pub(crate) use context::Context;

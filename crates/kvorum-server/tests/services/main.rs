@@ -2,11 +2,14 @@
 //! one thread which applies every command at once, or misbehaves as a test wants it to.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod dist_kv;
 mod etcd_kv;
 mod etcd_range;
 mod etcd_watch;
 mod http_port;
 mod kv_store;
 mod kvorum_v1;
+mod raft_kv;
 mod replica;
 mod rest;
+mod surfaces;

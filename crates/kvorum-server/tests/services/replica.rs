@@ -16,9 +16,10 @@ use kvorum_server::handle::{
     HandleOptions, Identity, ReplicaHandle, ReplicaPort, StoreFigures, replica_handle,
 };
 use kvorum_server::http::{HttpLimits, HttpServer, Phase, listen};
+use kvorum_server::joining::ForwardJoin;
 use kvorum_server::mailbox::{Batch, Mailbox};
 use kvorum_server::metrics::Metrics;
-use kvorum_server::options::Address;
+use kvorum_server::options::{Address, SurfaceOptions};
 use kvorum_server::reads::Reads;
 use kvorum_server::watching::{WatchHandle, watch_hub};
 use tonic::transport::Channel;
@@ -62,6 +63,7 @@ pub struct Setting {
     pub hub: HubOptions,
     pub progress_interval: Duration,
     pub workers: usize,
+    pub surfaces: SurfaceOptions,
 }
 
 impl Default for Setting {
@@ -75,6 +77,7 @@ impl Default for Setting {
             hub: HubOptions::default(),
             progress_interval: Duration::from_secs(600),
             workers: 2,
+            surfaces: SurfaceOptions::default(),
         }
     }
 }
@@ -183,6 +186,8 @@ impl Server {
             phase: phases,
             etcd_version: "3.6.12",
             started: Instant::now(),
+            surfaces: Arc::new(setting.surfaces),
+            forward_join: forwarder(behaviour.clone()),
         };
         let listener = listen("listen-client", &Address::new("127.0.0.1", 0)).unwrap();
         let pending = handle.pending().clone();
@@ -245,6 +250,21 @@ impl Drop for Server {
     }
 }
 
+/// The leader, as another member hands announcements to it: it says who asked for what.
+fn forwarder(behaviour: Arc<Mutex<Behaviour>>) -> ForwardJoin {
+    Arc::new(move |leader, request| {
+        let mut behaviour = behaviour.lock().unwrap();
+        behaviour.asked.push(format!("to {leader}: {}", request.name));
+        let tries = behaviour.asked.len();
+        Box::pin(async move {
+            if tries == 1 {
+                return Err(tonic::Status::unavailable("not leader"));
+            }
+            Ok(kvorum_proto::kvorum::v1::JoinResponse::default())
+        })
+    })
+}
+
 /// A cluster of one, without a log: every command is applied at once.
 fn replicate(
     mut machine: StateMachine<MemStore>,
@@ -277,6 +297,8 @@ fn replicate(
                 .push(format!("{:?}", admin.request));
             let reply = match &admin.request {
                 AdminRequest::AddLearner(_) | AdminRequest::Replace { .. } => AdminReply::Changed(Some(11)),
+                AdminRequest::Register(record) if record.name == "n9" => AdminReply::Known(OTHER),
+                AdminRequest::Register(_) => AdminReply::Changed(Some(11)),
                 AdminRequest::Transfer(_) => AdminReply::TransferStarted,
                 AdminRequest::Promote(_) | AdminRequest::Remove(_) => AdminReply::Changed(None),
             };
@@ -287,6 +309,14 @@ fn replicate(
                     AdminRequest::Remove(id) => drop(status.configuration.voters.remove(id)),
                     AdminRequest::AddLearner(_) | AdminRequest::Replace { .. } => {
                         status.configuration.learners.insert(11);
+                    }
+                    AdminRequest::Register(record) => {
+                        status.configuration.learners.insert(11);
+                        let record = MemberRecord {
+                            id: 11,
+                            ..record.clone()
+                        };
+                        Arc::make_mut(&mut status.cluster).members.insert(11, record);
                     }
                     AdminRequest::Promote(_) | AdminRequest::Transfer(_) => {}
                 }

@@ -234,6 +234,32 @@ pub(super) static TABLE: &[Setting] = &[
         },
     },
     switch!(
+        "open-join",
+        "Let members announce themselves here (/register-follower); trusts the network",
+        serve.surfaces.open_join
+    ),
+    list!(
+        "cors",
+        "ORIGIN,...",
+        "Origins whose pages may call /kv and /raft/info; * for all",
+        serve.surfaces.cors
+    ),
+    number!(
+        "service-key-max-len",
+        "Longest key in bytes that POST /key takes",
+        serve.surfaces.key_bytes_max
+    ),
+    number!(
+        "service-val-max-len",
+        "Longest value in bytes that POST /key takes",
+        serve.surfaces.value_bytes_max
+    ),
+    number!(
+        "service-max-map-size",
+        "POST /key creates no key where so many live in all",
+        serve.surfaces.keys_max
+    ),
+    switch!(
         "allow-plaintext",
         "Listen without encryption where other machines can connect",
         serve.allow_plaintext

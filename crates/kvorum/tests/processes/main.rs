@@ -13,6 +13,7 @@ mod damage;
 mod demo;
 mod http;
 mod import;
+mod joining;
 mod kill_cycles;
 mod load;
 mod one_member;

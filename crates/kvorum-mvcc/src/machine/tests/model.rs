@@ -159,6 +159,9 @@ impl Model {
     }
 
     fn holds(&self, compare: &Compare) -> bool {
+        if let CompareTarget::LiveKeys(n) = compare.target {
+            return as_asked(compare.result, (self.newest().len() as i64).cmp(&n));
+        }
         let kvs = within(self.newest(), &compare.range);
         if kvs.is_empty() {
             return !matches!(compare.target, CompareTarget::Value(_))
@@ -237,8 +240,13 @@ fn holds_of(compare: &Compare, kv: &KeyValue) -> bool {
         CompareTarget::Mod(n) => kv.mod_revision.cmp(n),
         CompareTarget::Value(value) => kv.value.cmp(value),
         CompareTarget::Lease(n) => kv.lease.cmp(n),
+        CompareTarget::LiveKeys(_) => unreachable!("compared before"),
     };
-    match compare.result {
+    as_asked(compare.result, ordering)
+}
+
+fn as_asked(result: CompareResult, ordering: std::cmp::Ordering) -> bool {
+    match result {
         CompareResult::Equal => ordering.is_eq(),
         CompareResult::Greater => ordering.is_gt(),
         CompareResult::Less => ordering.is_lt(),

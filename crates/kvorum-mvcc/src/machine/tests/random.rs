@@ -117,11 +117,12 @@ fn compare(rng: &mut Rng, current: Revision) -> Compare {
         CompareResult::NotEqual,
     ];
     let near = current - rng.below(10) as Revision;
-    let target = match rng.below(5) {
+    let target = match rng.below(6) {
         0 => CompareTarget::Version(rng.below(4) as i64),
         1 => CompareTarget::Create(if rng.below(2) == 0 { 0 } else { near }),
         2 => CompareTarget::Mod(near),
         3 => CompareTarget::Value(vec![b'0' + rng.below(10) as u8; rng.below(3) as usize].into()),
+        4 => CompareTarget::LiveKeys(rng.below(40) as i64),
         _ => CompareTarget::Lease(rng.below(2) as i64),
     };
     Compare {

@@ -250,6 +250,44 @@ fn compares_see_the_state_before_the_outermost_transaction() {
     assert_eq!(too_large.unwrap_err(), ReadError::TooLarge { bytes_max: 10 });
 }
 
+/// A guard on the number of live keys holds inside one batch of entries as well: each entry counts those before it.
+#[test]
+fn a_guard_on_the_number_of_keys_lets_exactly_that_many_in() {
+    let mut machine = open(MemStore::new());
+    apply(&mut machine, put("there", "1"));
+    let guarded = |key: String| TxnRequest {
+        compare: vec![Compare {
+            range: KeyRange::prefix(b""),
+            result: CompareResult::Less,
+            target: CompareTarget::LiveKeys(3),
+        }],
+        success: vec![RequestOp::Put(PutRequest {
+            key: key.into(),
+            ..PutRequest::default()
+        })],
+        failure: vec![],
+    };
+    let entries: Vec<ApplyEntry> = (0..5)
+        .map(|n| entry(2 + n, Command::Txn(guarded(format!("k{n}")))))
+        .collect();
+    let won: Vec<bool> = machine
+        .apply(&entries)
+        .unwrap()
+        .replies
+        .into_iter()
+        .map(|applied| matches!(applied.result, Ok(Reply::Txn(reply)) if reply.succeeded))
+        .collect();
+    assert_eq!(won, [true, true, false, false, false]);
+    // One that goes makes room for one.
+    apply(&mut machine, delete("there"));
+    for (key, expected) in [("x", true), ("y", false)] {
+        let Ok(Reply::Txn(reply)) = apply(&mut machine, Command::Txn(guarded(key.into()))).result else {
+            panic!("a reply")
+        };
+        assert_eq!(reply.succeeded, expected, "{key}");
+    }
+}
+
 #[test]
 fn answers_have_a_limit_in_bytes_and_pages_do_not_need_it() {
     let mut machine = open(MemStore::new());
