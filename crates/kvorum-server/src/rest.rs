@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{ALLOW, CONTENT_TYPE, HOST};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use kvorum_model::{KeyRange, RangeRequest};
@@ -20,6 +20,7 @@ use serde_json::json;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use self::cors::Caller;
 use self::table::{Endpoint, Found};
 use crate::api::{Core, WIRE_OVERHEAD_BYTES};
 use crate::compat::{dist_kv, raft_kv, raft_kv_store};
@@ -87,9 +88,20 @@ async fn route(core: &Core, request: Request<Incoming>) -> Response<Body> {
         Found::OtherMethods(endpoint) => (endpoint, None),
         Found::Nothing => return page(core, &request, &path),
     };
-    let origin = match endpoint.is_raft_kv() {
-        true => cors::allowed_origin(&core.surfaces.cors, request.headers()),
-        false => None,
+    let caller = {
+        let status = core.handle.status();
+        let members = status.cluster.members.values();
+        let urls = members.flat_map(|record| record.client_urls.iter().map(String::as_str));
+        cors::caller(request.headers(), host(&request), &core.surfaces.cors, urls)
+    };
+    let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    if caller == Caller::Foreign && !is_safe {
+        let text = "a page of another origin may not write here; --cors ORIGIN of the member allows one";
+        return error_response(Outcome::NotApplied.mark(Status::permission_denied(text)).into());
+    }
+    let origin = match caller {
+        Caller::Allowed(origin) if endpoint.is_for_pages() => Some(origin),
+        _ => None,
     };
     let mut response = match parameter {
         Some(parameter) => answer(core, endpoint, parameter, request).await,
@@ -102,11 +114,15 @@ async fn route(core: &Core, request: Request<Incoming>) -> Response<Body> {
     response
 }
 
+/// What the client calls this server.
+fn host(request: &Request<Incoming>) -> Option<&str> {
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    host.or_else(|| request.uri().authority().map(|authority| authority.as_str()))
+}
+
 /// What is no API: the console, or nothing.
 fn page(core: &Core, request: &Request<Incoming>, path: &str) -> Response<Body> {
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
-    let host = host.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
-    console::answer(&core.handle, request.method(), path, host)
+    console::answer(&core.handle, request.method(), path, host(request))
         .unwrap_or_else(|| error_response(Status::not_found("Not Found").into()))
 }
 

@@ -22,10 +22,10 @@ pub(super) enum Endpoint {
 }
 
 impl Endpoint {
-    /// Whether it is one of "raft-kv", whose page calls from another origin.
-    pub(super) fn is_raft_kv(self) -> bool {
+    /// Whether pages of other origins call it: the console's and that of "raft-kv".
+    pub(super) fn is_for_pages(self) -> bool {
         use Endpoint::*;
-        matches!(self, KvGet | KvSet | KvDelete | RaftInfo)
+        matches!(self, KvGet | KvSet | KvDelete | RaftInfo | Status)
     }
 }
 

@@ -196,7 +196,7 @@ async fn pages_of_other_origins_may_call_where_it_is_switched_on() {
         answer.header("access-control-expose-headers"),
         Some("kvorum-outcome")
     );
-    for path in ["/kv/a", "/raft/info"] {
+    for path in ["/kv/a", "/raft/info", "/status"] {
         let answer = send(&server, "GET", path, PAGE, b"").await;
         assert_eq!(
             (answer.status, answer.header("access-control-allow-origin")),
@@ -211,7 +211,7 @@ async fn pages_of_other_origins_may_call_where_it_is_switched_on() {
             .header("access-control-allow-origin"),
         None
     );
-    for path in ["/key/a", "/status", "/metrics"] {
+    for path in ["/key/a", "/metrics"] {
         let answer = send(&server, "GET", path, PAGE, b"").await;
         assert_eq!(answer.header("access-control-allow-origin"), None, "{path}");
     }
@@ -251,4 +251,30 @@ async fn only_the_listed_origins_may_and_by_default_none() {
         (answer.status, answer.header("access-control-allow-origin")),
         (200, None)
     );
+}
+
+/// A browser sends a simple write of any page without asking: before, a page that someone merely looked at could
+/// write into a member on the same machine.
+#[tokio::test]
+async fn a_foreign_page_cannot_write() {
+    let server = Server::start();
+    let foreign = "origin: http://evil.example\r\ncontent-type: text/plain\r\n";
+    for (method, path, body) in [
+        ("POST", "/kv", br#"{"key":"a","value":"1"}"#.as_slice()),
+        ("DELETE", "/kv/a", b""),
+        ("POST", "/key", br#"{"key":"a","value":"1"}"#),
+    ] {
+        let answer = send(&server, method, path, foreign, body).await;
+        let outcome = answer.header("kvorum-outcome");
+        assert_eq!(
+            (answer.status, outcome),
+            (403, Some("not-applied")),
+            "{method} {path}"
+        );
+    }
+    assert_eq!(send(&server, "GET", "/kv/a", "", b"").await.status, 404);
+    // A page of this server itself sends the same header.
+    let own = "origin: http://x\r\n";
+    let answer = send(&server, "POST", "/kv", own, br#"{"key":"a","value":"1"}"#).await;
+    assert_eq!(answer.status, 200);
 }

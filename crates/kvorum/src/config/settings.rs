@@ -241,7 +241,7 @@ pub(super) static TABLE: &[Setting] = &[
     list!(
         "cors",
         "ORIGIN,...",
-        "Origins whose pages may call /kv and /raft/info; * for all",
+        "Origins whose pages may call /kv, /raft/info and /status; * for all",
         serve.surfaces.cors
     ),
     number!(
