@@ -250,11 +250,13 @@ impl Raft {
     }
 
     /// RD6: every voter of a quorum has promised, when it answered the newest confirmed round, to follow
-    /// nobody else for T_min; RD7: and nobody was asked to campaign meanwhile.
+    /// nobody else for T_min; RD7: and nobody was asked to campaign meanwhile. A leader outside the configuration has
+    /// no lease: a sole voter that restarts leads without silence (SM1), and knows nothing of the leader it had.
     pub(crate) fn holds_lease(&mut self) -> bool {
         let confirmed = self.confirmed_round();
         let (now, t_min) = (self.clock.now, self.clock.t_min);
-        let on = self.options.lease_reads && self.has_committed_own_term();
+        let votes = self.log.configuration().is_voter(self.options.id);
+        let on = self.options.lease_reads && votes && self.has_committed_own_term();
         let Some(leader) = self.as_leader_mut() else {
             return false;
         };

@@ -50,6 +50,7 @@ scripts! {
     leader_asks_again
     leader_slow_disk
     lease_abort
+    lease_outside
     lease_pause
     lease_voters_restart
     leave_commits
