@@ -13,6 +13,7 @@ use kvorum_proto::grpc_health::v1::health_server::HealthServer;
 use kvorum_proto::kv::kv_store_server::KvStoreServer;
 use kvorum_proto::kv_pb::kv_service_server::KvServiceServer;
 use kvorum_proto::kvorum::v1::kvorum_server::KvorumServer;
+use kvorum_proto::kvorum::v1::peer_server::PeerServer;
 use kvorum_proto::raft_pb::raft_service_server::RaftServiceServer;
 use tokio::sync::watch;
 
@@ -25,6 +26,7 @@ use crate::options::SurfaceOptions;
 use crate::reads::Reads;
 use crate::rest::RestApi;
 use crate::routes::{Routes, RoutesBuilder};
+use crate::runtime::PeerService;
 use crate::services::{
     ClusterService, Context, EtcdKv, EtcdWatch, HealthService, KvorumService, MaintenanceService,
 };
@@ -121,6 +123,14 @@ impl Core {
 /// All services of the client port.
 pub fn routes(core: &Core, watch: WatchHandle) -> Routes {
     add_services(RoutesBuilder::default(), core, watch)
+        .rest(Arc::new(RestApi::new(core.clone())))
+        .build()
+}
+
+/// The same and the service of peers, for a port that serves both.
+pub(crate) fn routes_with(core: &Core, watch: WatchHandle, peers: PeerServer<PeerService>) -> Routes {
+    add_services(RoutesBuilder::default(), core, watch)
+        .grpc(peers, &[])
         .rest(Arc::new(RestApi::new(core.clone())))
         .build()
 }

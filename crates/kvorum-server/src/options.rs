@@ -5,7 +5,7 @@
 //! [`ServeOptions::validate`], so that an embedder gets the same answers as the command line.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -20,8 +20,11 @@ pub const ELECTION_TIMEOUT_MIN: Duration = Duration::from_millis(50);
 pub const ELECTION_TIMEOUT_MAX: Duration = Duration::from_secs(50);
 /// A heartbeat interval is at most this part of the minimal election timeout (rule TM1).
 pub const HEARTBEATS_PER_ELECTION_MIN: u32 = 5;
+/// The host of an [`Address`] that means every interface, IPv6 and IPv4.
+pub const EVERY_INTERFACE: &str = "*";
 
-/// A `host:port`; the host is a name, an IPv4 address, or an IPv6 address (written in brackets).
+/// A `host:port`; the host is a name, an IPv4 address, an IPv6 address (written in brackets), or, to listen on
+/// every interface, `*`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     /// The host, without brackets.
@@ -49,11 +52,15 @@ impl Address {
 
     /// Whether it means every interface of the machine, and so cannot be told to others.
     pub fn is_unspecified(&self) -> bool {
-        self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
+        self.host == EVERY_INTERFACE || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
     }
 
-    /// Asks the system's resolver; blocks.
+    /// Asks the system's resolver; blocks. Every interface is `[::]`, which takes IPv4 along, or else `0.0.0.0`.
     pub fn resolve(&self) -> std::io::Result<Vec<SocketAddr>> {
+        if self.host == EVERY_INTERFACE {
+            let both = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
+            return Ok(both.map(|ip: IpAddr| SocketAddr::new(ip, self.port)).into());
+        }
         Ok((self.host.as_str(), self.port).to_socket_addrs()?.collect())
     }
 }
@@ -88,7 +95,7 @@ impl FromStr for Address {
         };
         let bracketed = bare.len() != host.len();
         let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-        if bare.is_empty() || (!bracketed && !bare.chars().all(legal)) {
+        if bare.is_empty() || (!bracketed && bare != EVERY_INTERFACE && !bare.chars().all(legal)) {
             return Err(malformed());
         }
         Ok(Address::new(bare, port))
@@ -162,18 +169,39 @@ pub struct ServeOptions {
     pub name: String,
     /// The member's own directory; made with mode 0700 if it is missing.
     pub data_dir: PathBuf,
+    /// Where the log lies; `None`: `log` in `data_dir`. The file `vote` lies in `data_dir` then.
+    pub log_dir: Option<PathBuf>,
+    /// Where the store lies; `None`: `store` in `data_dir`.
+    pub store_dir: Option<PathBuf>,
     /// Tells clusters apart whose members have equal names.
     pub cluster_token: String,
     /// The founders, this member among them; empty means that it founds a cluster alone. Used only on an empty
     /// directory, and as the peers' addresses until the cluster's own records are known.
     pub initial_cluster: Vec<Founder>,
+    /// Founders whose names are not known: they are asked for them before the cluster is founded.
+    pub unnamed_founders: Vec<Address>,
+    /// Whether this member may found a cluster on an empty directory.
+    pub bootstrap: bool,
+    /// Client addresses of members that this one announces itself to on an empty directory, instead of founding.
+    pub join_through: Vec<Address>,
+    /// How long it tries to.
+    pub join_timeout: Duration,
+    /// Clients are served only once this member votes.
+    pub serve_when_voter: bool,
+    /// The member waits for a time drawn from [D, 2D) before it takes part.
+    pub start_delay: Duration,
     /// This member has been announced by `kvorum member replace`: on an empty directory it asks the peers of
     /// `initial_cluster` for its ID instead of founding.
     pub join: bool,
     /// Where clients are served; all services on each.
     pub listen_client: Vec<Address>,
-    /// Where peers are served.
+    /// Where clients are served, too, if nobody else listens there: what is taken is left out with a line in the
+    /// log.
+    pub listen_client_optional: Vec<Address>,
+    /// Where peers are served. If it is one of `listen_client`, that port serves both.
     pub listen_peer: Address,
+    /// Founders whose host has no dot are looked for in this domain, too; empty: in none.
+    pub peer_domain: String,
     /// URLs told to clients; empty: made from `listen_client`, see [`ServeOptions::client_urls`].
     pub advertise_client: Vec<String>,
     /// The address told to peers; `None`: see [`ServeOptions::peer_address`].
@@ -220,11 +248,21 @@ impl Default for ServeOptions {
         ServeOptions {
             name: "node-1".to_owned(),
             data_dir: PathBuf::from("data"),
+            log_dir: None,
+            store_dir: None,
             cluster_token: "kvorum".to_owned(),
             initial_cluster: Vec::new(),
+            unnamed_founders: Vec::new(),
+            bootstrap: true,
+            join_through: Vec::new(),
+            join_timeout: Duration::from_secs(20),
+            serve_when_voter: false,
+            start_delay: Duration::ZERO,
             join: false,
             listen_client: vec![Address::new("127.0.0.1", 2379)],
+            listen_client_optional: Vec::new(),
             listen_peer: Address::new("127.0.0.1", 2380),
+            peer_domain: String::new(),
             advertise_client: Vec::new(),
             advertise_peer: None,
             allow_plaintext: false,
@@ -258,6 +296,22 @@ impl ServeOptions {
             }],
             false => self.initial_cluster.clone(),
         }
+    }
+
+    /// Where to look for a founder, in this order.
+    pub fn founder_addresses(&self, founder: &Founder) -> Vec<String> {
+        let Address { host, port } = &founder.address;
+        let mut addresses = vec![founder.address.to_string()];
+        let is_bare = !host.contains(['.', ':']) && !host.eq_ignore_ascii_case("localhost");
+        if is_bare && !self.peer_domain.is_empty() {
+            addresses.push(Address::new(format!("{host}.{}", self.peer_domain), *port).to_string());
+        }
+        addresses
+    }
+
+    /// Whether peers and clients are served on one port.
+    pub fn shares_peer_port(&self) -> bool {
+        self.listen_client.contains(&self.listen_peer)
     }
 
     /// Where peers reach this member: as advertised, else as `initial_cluster` says, else where it listens.
@@ -378,6 +432,11 @@ impl ServeOptions {
             "listen-client is empty; write host:port".into()
         })?;
         let listeners = self.listen_client.iter().map(|a| ("listen-client", a));
+        let listeners = listeners.chain(
+            self.listen_client_optional
+                .iter()
+                .map(|a| ("listen-client-optional", a)),
+        );
         for (option, address) in listeners.chain([("listen-peer", &self.listen_peer)]) {
             require(self.allow_plaintext || address.is_loopback(), || {
                 format!(
@@ -386,7 +445,15 @@ impl ServeOptions {
                 )
             })?;
         }
+        require(!(self.serve_when_voter && self.shares_peer_port()), || {
+            "serve-when-voter needs a listen-peer of its own: others must reach this member before it votes"
+                .into()
+        })?;
         let peer = self.peer_address();
+        require(
+            self.join_through.is_empty() || !(peer.is_unspecified() || peer.port == 0),
+            || format!("the cluster cannot reach {peer}; set advertise-peer to the address it shall use"),
+        )?;
         require(
             self.initial_cluster.is_empty() || !(peer.is_unspecified() || peer.port == 0),
             || format!("peers cannot reach {peer}; set advertise-peer to the address they use"),
@@ -467,6 +534,7 @@ mod tests {
             "localhost:0",
             "[::1]:2380",
             "node-1.kvorum.svc:2380",
+            "*:8080",
         ] {
             assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
         }
@@ -481,6 +549,7 @@ mod tests {
             "a b:1",
             "h:65536",
             "http://h:1",
+            "*.example:1",
         ] {
             let error = bad.parse::<Address>().unwrap_err().to_string();
             assert!(error.contains("host:port"), "{bad}: {error}");
@@ -521,6 +590,20 @@ mod tests {
             "cannot reach",
         );
         check(|o| o.join = true, "join needs");
+        check(
+            |o| {
+                o.join_through = vec![Address::new("h", 1)];
+                o.listen_peer = Address::new("127.0.0.1", 0);
+            },
+            "advertise-peer",
+        );
+        check(
+            |o| {
+                o.serve_when_voter = true;
+                o.listen_peer = o.listen_client[0].clone();
+            },
+            "listen-peer of its own",
+        );
         check(|o| o.listen_client.clear(), "listen-client is empty");
         check(
             |o| o.listen_client.push(Address::new("0.0.0.0", 1)),
@@ -550,6 +633,24 @@ mod tests {
             |o| o.surfaces.cors = vec!["localhost".into()],
             "cors: `localhost`",
         );
+    }
+
+    #[test]
+    fn founders_are_looked_for_in_the_domain_too() {
+        let addresses = |founder: &str| {
+            let options = ServeOptions {
+                peer_domain: "kv.default.svc.cluster.local".into(),
+                ..ServeOptions::default()
+            };
+            options.founder_addresses(&founder.parse().unwrap())
+        };
+        assert_eq!(
+            addresses("n1=n1:8080"),
+            ["n1:8080", "n1.kv.default.svc.cluster.local:8080"]
+        );
+        for whole in ["n1=n1.kv:8080", "n1=localhost:8080", "n1=[fd00::1]:8080"] {
+            assert_eq!(addresses(whole), [whole.strip_prefix("n1=").unwrap()]);
+        }
     }
 
     #[test]

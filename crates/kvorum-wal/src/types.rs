@@ -1,5 +1,7 @@
 //! The words of the log's interface.
 
+use std::path::PathBuf;
+
 use bytes::Bytes;
 
 use crate::WalError;
@@ -86,6 +88,8 @@ pub struct Options {
     /// Fresh space is written with zeros so far ahead of the log's end, because a sync then does not have to
     /// change the file's extents. A multiple of 4096; 0 switches it off.
     pub fill_bytes: u64,
+    /// Where the second copy of term and vote lies, an existing directory; `None`: with the log.
+    pub vote_dir: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -98,6 +102,7 @@ impl Default for Options {
             spare_segments_min: 2,
             spare_segments_max: 4,
             fill_bytes: 1 << 20,
+            vote_dir: None,
         }
     }
 }
@@ -113,6 +118,7 @@ impl Options {
             spare_segments_min: 2,
             spare_segments_max: 4,
             fill_bytes: 8 << 10,
+            vote_dir: None,
         }
     }
 

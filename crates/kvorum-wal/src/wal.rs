@@ -81,7 +81,7 @@ impl<D: Disk> Wal<D> {
         if has_segments(&files) {
             return Err(WalError::Exists { dir: dir.to_owned() });
         }
-        let vote = VoteFile::new(dir);
+        let vote = VoteFile::new(options.vote_dir.as_deref().unwrap_or(dir));
         vote.check_unused(&disk, identity, initial.hard_state.unwrap_or_default())?;
         let mut spares = Spares::new(dir, options.segment_bytes);
         spares.adopt(&disk, &files)?;
@@ -138,7 +138,7 @@ impl<D: Disk> Wal<D> {
         disk.sync_dir(dir).map_err(|e| WalError::io("syncing", dir, &e))?;
         let files = disk.list(dir).map_err(|e| WalError::io("reading", dir, &e))?;
         let found = recover(&disk, dir, &files, identity, options.recover_bytes_max)?;
-        let mut vote = VoteFile::new(dir);
+        let mut vote = VoteFile::new(options.vote_dir.as_deref().unwrap_or(dir));
         let vote_found = vote.read(&disk, identity)?;
         let vote_copy = vote.compare(found.hard_state_after_tail(), &vote_found)?;
 

@@ -482,6 +482,30 @@ fn vote_file(disk: &SimDisk) -> Vec<u8> {
     disk.content(&dir().join("vote")).unwrap()
 }
 
+/// The second copy may lie elsewhere: it is written there and counts there, at creation as at recovery.
+#[test]
+fn the_vote_in_a_directory_of_its_own() {
+    let elsewhere = std::path::PathBuf::from("/data/state");
+    let options = Options {
+        vote_dir: Some(elsewhere.clone()),
+        ..Options::small()
+    };
+    let disk = SimDisk::new(1);
+    disk.create_dir(&elsewhere).unwrap();
+    let mut wal = Wal::create(disk.clone(), dir(), options.clone(), IDENTITY, &Write::default()).unwrap();
+    wal.append(&[vote(5, 2)]).unwrap();
+    drop(wal);
+    assert!(disk.content(&dir().join("vote")).is_none());
+    assert!(disk.content(&elsewhere.join("vote")).is_some());
+    disk.remove(&elsewhere.join("vote")).unwrap();
+    let (wal, recovered) = Wal::open(disk.clone(), dir(), options.clone(), IDENTITY).unwrap();
+    assert_eq!(recovered.report.vote_copy, VoteCopy::Missing);
+    assert_eq!((recovered.hard_state.term, recovered.hard_state.vote), (5, 2));
+    drop(wal);
+    let (_, recovered) = Wal::open(disk, dir(), options, IDENTITY).unwrap();
+    assert_eq!(recovered.report.vote_copy, VoteCopy::Agreed);
+}
+
 /// The two copies of term and vote: which wins, and what is corruption.
 #[test]
 fn the_copies_of_the_vote() {

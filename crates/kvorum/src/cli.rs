@@ -63,8 +63,7 @@ pub enum Command {
 ///
 /// # Errors
 /// The exit code: of success after help, of a usage error after its one line on stderr.
-pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, ExitCode> {
-    let args: Vec<OsString> = args.collect();
+pub fn parse(args: Vec<OsString>) -> Result<Command, ExitCode> {
     let error = match Cli::try_parse_from(&args) {
         Ok(cli) => return Ok(cli.command),
         Err(error) => error,

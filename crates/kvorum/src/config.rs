@@ -1,5 +1,6 @@
 //! The configuration of `kvorum serve`: defaults, then a TOML file, then the environment, then flags; later
-//! wins, and every effective value knows where it came from.
+//! wins, and every effective value knows where it came from. The words of a replaced system ([`crate::start`]) come
+//! in between: its own defaults below the file, its variables below ours, its flags below ours.
 //!
 //! One table, [`settings::TABLE`], is the source of flags, of file keys (both in kebab-case) and of variables
 //! (`KVORUM_` and upper snake case). An unknown key is an error in files and flags, and a warning in the
@@ -10,7 +11,6 @@ mod file;
 mod settings;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ use settings::{Kind, TABLE};
 pub use settings::{LogFormat, LogOptions};
 
 use crate::failure::Failure;
+use crate::start::{self, StoreFlags, Variables};
 
 /// Everything that `serve` is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,13 +31,25 @@ pub struct Settings {
     pub serve: ServeOptions,
     /// What is logged, and how.
     pub log: LogOptions,
+    /// Whether all data lies in a directory that is deleted at the end.
+    pub in_memory: bool,
 }
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     Default,
-    File { path: PathBuf, line: usize },
+    /// The default of a replaced system, or made of what is known of this machine.
+    Family(&'static str),
+    File {
+        path: PathBuf,
+        line: usize,
+    },
+    EnvFile {
+        path: PathBuf,
+        line: usize,
+        name: String,
+    },
     Environment(String),
     Flag(&'static str),
 }
@@ -46,6 +59,8 @@ impl fmt::Display for Origin {
         match self {
             Origin::Default => f.write_str("default"),
             Origin::File { path, line } => write!(f, "file {}, line {line}", path.display()),
+            Origin::Family(family) => write!(f, "default of {family}"),
+            Origin::EnvFile { path, line, name } => write!(f, "{}, line {line} ({name})", path.display()),
             Origin::Environment(name) => write!(f, "environment {name}"),
             Origin::Flag(key) => write!(f, "flag --{key}"),
         }
@@ -53,10 +68,29 @@ impl fmt::Display for Origin {
 }
 
 /// One value on its way into the settings.
-struct Assignment {
-    key: &'static str,
-    value: String,
-    origin: Origin,
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    /// The setting, one of the table.
+    pub key: &'static str,
+    /// As its parser reads it.
+    pub value: String,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// Where the configuration comes from, beside the defaults.
+#[derive(Clone, Copy, Debug)]
+pub struct Sources<'a> {
+    /// A TOML file.
+    pub file: Option<&'a Path>,
+    /// The environment and the file below it.
+    pub variables: &'a Variables,
+    /// Our flags.
+    pub flags: &'a Flags,
+    /// The flags of raft-kv-store.
+    pub store_flags: &'a StoreFlags,
+    /// The replaced program under whose name this one was started.
+    pub started_as: Option<&'a str>,
 }
 
 /// The merged configuration.
@@ -66,6 +100,8 @@ pub struct Config {
     pub settings: Settings,
     /// What was strange but no error, one line each.
     pub warnings: Vec<String>,
+    /// What is worth a line in the log.
+    pub notes: Vec<String>,
     origins: BTreeMap<&'static str, Origin>,
 }
 
@@ -74,23 +110,37 @@ impl Config {
     ///
     /// # Errors
     /// One line that names the value, its origin, and what to do; exit code 2.
-    pub fn load(
-        file: Option<&Path>,
-        environment: impl IntoIterator<Item = (OsString, OsString)>,
-        flags: &Flags,
-    ) -> Result<Config, Failure> {
+    pub fn load(sources: Sources<'_>) -> Result<Config, Failure> {
+        let Sources {
+            variables,
+            flags,
+            store_flags,
+            ..
+        } = sources;
+        let mut words = start::translate(variables, store_flags, flags, sources.started_as)?;
+        let environment = env::read(variables)?;
         let mut config = Config {
             settings: Settings::default(),
-            warnings: Vec::new(),
+            warnings: variables.warnings.clone(),
+            notes: std::mem::take(&mut words.notes),
             origins: BTreeMap::new(),
         };
-        if let Some(path) = file {
+        if let Some(file) = &variables.file {
+            config
+                .notes
+                .push(format!("variables are read from {}", file.display()));
+        }
+        config.warnings.extend(words.warnings);
+        config.warnings.extend(environment.warnings);
+        config.apply(words.defaults)?;
+        if let Some(path) = sources.file {
             config.apply(file::read(path)?)?;
         }
-        let environment = env::read(environment)?;
-        config.warnings.extend(environment.warnings);
+        config.apply(words.variables)?;
         config.apply(environment.assignments)?;
-        let flags = flags.0.iter().map(|(key, value)| Assignment {
+        config.apply(words.flags)?;
+        let flags = flags.0.iter().filter(|(key, _)| !words.consumed.contains(key));
+        let flags = flags.map(|(key, value)| Assignment {
             key,
             value: value.clone(),
             origin: Origin::Flag(key),
@@ -162,6 +212,14 @@ fn toml_string(text: &str) -> String {
 #[derive(Clone, Debug, Default)]
 pub struct Flags(Vec<(&'static str, String)>);
 
+impl Flags {
+    /// What was given for this setting.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let given = self.0.iter().find(|(given, _)| *given == key);
+        given.map(|(_, value)| value.as_str())
+    }
+}
+
 impl clap::Args for Flags {
     fn augment_args(command: Command) -> Command {
         let defaults = Settings::default();
@@ -211,6 +269,7 @@ impl FromArgMatches for Flags {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::start::EnvFile;
     use clap::Args;
     use std::time::Duration;
 
@@ -224,10 +283,21 @@ mod tests {
         let path = dir.path().join("kvorum.toml");
         std::fs::write(&path, file).unwrap();
         let environment = environment.iter().map(|(k, v)| (k.into(), v.into()));
-        Config::load(Some(&path), environment, &flags(args)).map_err(|failure| {
+        let variables = Variables::read(environment, EnvFile::None, dir.path()).unwrap();
+        loaded(Some(&path), &variables, &flags(args)).map_err(|failure| {
             failure
                 .to_string()
                 .replace(&format!("{}/", dir.path().display()), "")
+        })
+    }
+
+    fn loaded(file: Option<&Path>, variables: &Variables, flags: &Flags) -> Result<Config, Failure> {
+        Config::load(Sources {
+            file,
+            variables,
+            flags,
+            store_flags: &StoreFlags::default(),
+            started_as: None,
         })
     }
 
@@ -374,7 +444,8 @@ mod tests {
             "log-format (flag --log-format): `xml` is none of text, json",
         );
         fails("", &[], &["--listen-client", "0.0.0.0:1"], "allow-plaintext");
-        let missing = Config::load(Some(Path::new("/nowhere/k.toml")), [], &Flags::default()).unwrap_err();
+        let missing = Some(Path::new("/nowhere/k.toml"));
+        let missing = loaded(missing, &Variables::default(), &Flags::default()).unwrap_err();
         assert!(
             missing.to_string().contains("cannot read /nowhere/k.toml"),
             "{missing}"

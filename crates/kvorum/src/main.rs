@@ -12,13 +12,15 @@ mod config;
 mod demo;
 mod failure;
 mod serve;
+mod start;
 mod units;
 mod verbs;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let outcome = match cli::parse(std::env::args_os()) {
+    let args = start::arguments(std::env::args_os().collect(), start::is_set);
+    let outcome = match cli::parse(args) {
         Ok(command) => cli::run(command),
         Err(exit) => return exit,
     };

@@ -6,12 +6,13 @@
 mod notify;
 mod process;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::config::{Config, Flags, LogFormat, LogOptions};
+use crate::config::{Config, Flags, LogFormat, LogOptions, Sources};
 use crate::failure::Failure;
+use crate::start::{EnvFile, StoreFlags, Variables};
 use crate::verbs::Output;
 
 /// Arguments of `serve`: one flag for each setting.
@@ -39,13 +40,30 @@ struct SourceArgs {
     /// A TOML file; its keys are the names of the flags
     #[arg(long, env = "KVORUM_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// A file of variables, below the environment; without it `.env` is read for SERVER_*, ROUTER_* and SERVICE_*,
+    /// with an empty name nothing is
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
+    /// The replaced program under whose name this one was started
+    #[arg(long, hide = true)]
+    started_as: Option<String>,
+    #[command(flatten)]
+    store_flags: StoreFlags,
     #[command(flatten)]
     flags: Flags,
 }
 
 impl SourceArgs {
     fn load(&self) -> Result<Config, Failure> {
-        Config::load(self.config.as_deref(), std::env::vars_os(), &self.flags)
+        let file = EnvFile::of(self.env_file.as_deref());
+        let variables = Variables::read(std::env::vars_os(), file, Path::new(""))?;
+        Config::load(Sources {
+            file: self.config.as_deref(),
+            variables: &variables,
+            flags: &self.flags,
+            store_flags: &self.store_flags,
+            started_as: self.started_as.as_deref(),
+        })
     }
 }
 
@@ -54,6 +72,9 @@ pub fn print_config(args: &ConfigArgs) -> Result<(), Failure> {
     let config = args.source.load()?;
     for warning in &config.warnings {
         eprintln!("warning: {warning}");
+    }
+    for note in &config.notes {
+        eprintln!("note: {note}");
     }
     let mut out = Output::start();
     match args.output {
@@ -70,7 +91,21 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let options = config.settings.serve;
+    for note in &config.notes {
+        tracing::info!("{note}");
+    }
+    let mut options = config.settings.serve;
+    // Deleted when this function returns.
+    let temporary = config.settings.in_memory.then(tempfile::tempdir).transpose();
+    let temporary = temporary.map_err(|error| {
+        Failure::error(format!(
+            "cannot make a temporary directory: {}",
+            crate::failure::os(&error)
+        ))
+    })?;
+    if let Some(directory) = &temporary {
+        options.data_dir = directory.path().join("data");
+    }
     process::raise_open_files(options.connections_max);
     let stop = process::Stop::new();
     stop.on_signals()?;

@@ -7,6 +7,8 @@
 //! store/      the state machine's LSM tree (kvorum-mvcc)
 //! ```
 //!
+//! Log and store may lie elsewhere; the second copy of the vote lies beside the identity then.
+//!
 //! Bootstrap settings are used only while the log does not exist. A member whose log is gone, though its identity
 //! says that there was one, has lost its data and does not start.
 
@@ -16,8 +18,10 @@ use kvorum_mvcc::{LsmStore, StoreError};
 use kvorum_node::recovery::founding_write;
 use kvorum_wal::disk::{LockError, RealDisk, RealLock};
 use kvorum_wal::{Disk, Recovered, Wal, WalError};
+use tokio::sync::watch;
 use tonic::{Code, Status};
 
+use super::announcement;
 use super::handshake::{Acquaintance, read_u128};
 use super::identity::{Identity, IdentityError, founder_id, token_hash};
 use super::peers;
@@ -56,6 +60,21 @@ pub enum StartError {
     /// The peers refuse this member.
     #[error("the cluster refuses this member: {0}")]
     Refused(String),
+    /// Nobody let it join in time.
+    #[error(
+        "could not join through {through} within {seconds} s: {last}; check that the member there runs, that the cluster has a majority, and --join-through (SERVICE_RAFT_JOIN_ADDR)"
+    )]
+    NotJoined {
+        /// Whom it asked.
+        through: String,
+        /// How long it tried.
+        seconds: f64,
+        /// What was wrong last.
+        last: String,
+    },
+    /// It was told to stop before it began.
+    #[error("stopped before it took part")]
+    Stopped,
     /// Anything else, in words of its own.
     #[error("{0}")]
     Other(String),
@@ -79,6 +98,8 @@ pub(crate) struct Directory {
     pub(crate) identity: Identity,
     /// Whether this start made the log.
     begins: bool,
+    log_dir: Option<PathBuf>,
+    store_dir: Option<PathBuf>,
     _lock: RealLock,
 }
 
@@ -87,6 +108,7 @@ impl Directory {
     pub(crate) fn open(
         options: &ServeOptions,
         runtime: &tokio::runtime::Handle,
+        stopped: &watch::Receiver<bool>,
     ) -> Result<Directory, StartError> {
         let (disk, path) = (RealDisk, options.data_dir.clone());
         let trouble = |why: String| StartError::Directory {
@@ -117,15 +139,21 @@ impl Directory {
         let known = Identity::load(&disk, &path).map_err(|error| trouble(error.to_string()))?;
         let identity = match known {
             // A beginning that never came to a log does not stand in the way of joining.
-            Some(identity) if identity.started || !options.join => {
+            Some(identity) if identity.started || !(options.join || joins_by_itself(options)) => {
                 recognise(identity, options).map_err(trouble)?
             }
             _ => {
-                refuse_strange_content(&path).map_err(trouble)?;
+                for used in [Some(&path), options.log_dir.as_ref(), options.store_dir.as_ref()] {
+                    refuse_strange_content(options, used).map_err(trouble)?;
+                }
                 let identity = if options.join {
                     join(options, runtime)?
-                } else {
+                } else if joins_by_itself(options) {
+                    runtime.block_on(announcement::join(options, incarnation()?, stopped))?
+                } else if options.bootstrap {
                     found(options)?
+                } else {
+                    return Err(trouble(NEITHER.to_owned()));
                 };
                 identity
                     .store(&disk, &path)
@@ -141,13 +169,15 @@ impl Directory {
             path,
             identity,
             begins: false,
+            log_dir: options.log_dir.clone(),
+            store_dir: options.store_dir.clone(),
             _lock: lock,
         })
     }
 
     /// Opens the log, or makes it if this member begins.
     pub(crate) fn open_log(&mut self) -> Result<(Wal<RealDisk>, Recovered), StartError> {
-        let dir = self.path.join("log");
+        let dir = self.log_dir();
         let mark = self.identity.log_mark();
         let exists = Wal::exists(&self.disk, &dir).map_err(log_trouble)?;
         if !exists && self.identity.started {
@@ -165,7 +195,8 @@ impl Directory {
             } else {
                 founding_write(&self.identity.founders)
             };
-            let mut wal = Wal::create(self.disk, &dir, log_options(), &mark, &first).map_err(log_trouble)?;
+            let mut wal =
+                Wal::create(self.disk, &dir, self.log_options(), &mark, &first).map_err(log_trouble)?;
             wal.prepare_next().map_err(log_trouble)?;
             wal.close().map_err(log_trouble)?;
             self.begins = true;
@@ -174,7 +205,7 @@ impl Directory {
             self.identity.started = true;
             self.store_identity()?;
         }
-        Wal::open(self.disk, &dir, log_options(), &mark).map_err(log_trouble)
+        Wal::open(self.disk, &dir, self.log_options(), &mark).map_err(log_trouble)
     }
 
     /// Opens the store, or makes it if the log still has everything.
@@ -183,7 +214,7 @@ impl Directory {
         recovered: &Recovered,
         options: &kvorum_mvcc::lsm::Options,
     ) -> Result<LsmStore, StartError> {
-        let dir = self.path.join("store");
+        let dir = self.store_dir();
         let trouble = |error| store_trouble(&dir, error);
         if LsmStore::exists(&dir).map_err(trouble)? {
             return LsmStore::open(&dir, options.clone()).map_err(trouble);
@@ -205,6 +236,26 @@ impl Directory {
             );
         }
         LsmStore::create(&dir, options.clone()).map_err(trouble)
+    }
+
+    /// Where the log lies.
+    pub(crate) fn log_dir(&self) -> PathBuf {
+        self.log_dir.clone().unwrap_or_else(|| self.path.join("log"))
+    }
+
+    /// Where the store lies.
+    pub(crate) fn store_dir(&self) -> PathBuf {
+        self.store_dir.clone().unwrap_or_else(|| self.path.join("store"))
+    }
+
+    /// Segments of half the default size: a member claims four of them before its first write.
+    fn log_options(&self) -> kvorum_wal::Options {
+        kvorum_wal::Options {
+            segment_bytes: 32 << 20,
+            // Beside the identity, where the log has a place of its own.
+            vote_dir: self.log_dir.is_some().then(|| self.path.clone()),
+            ..kvorum_wal::Options::default()
+        }
     }
 
     pub(crate) fn store_identity(&self) -> Result<(), StartError> {
@@ -250,14 +301,6 @@ fn identity_trouble(dir: &Path, error: IdentityError) -> StartError {
 /// What all that is not the log's claimed space surely finds room in: identity, vote, an empty store.
 const SMALL_FILES_BYTES: u64 = 1 << 20;
 
-/// Segments of half the default size: a member claims four of them before its first write.
-fn log_options() -> kvorum_wal::Options {
-    kvorum_wal::Options {
-        segment_bytes: 32 << 20,
-        ..kvorum_wal::Options::default()
-    }
-}
-
 /// The directory is its owner's alone.
 fn restrict(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -271,21 +314,41 @@ fn restrict(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A directory that is not ours is not filled.
-fn refuse_strange_content(path: &Path) -> Result<(), String> {
-    let entries = std::fs::read_dir(path).map_err(|error| format!("it cannot be read: {error}"))?;
-    for entry in entries {
-        let name = entry
-            .map_err(|error| format!("it cannot be read: {error}"))?
-            .file_name();
-        // What a start that was cut off leaves behind.
-        if !["lock", "identity", "identity.tmp"]
+/// What is said of an empty directory to a member that may neither found nor join.
+const NEITHER: &str = "it is empty, and this member was neither told to found a cluster (--bootstrap, \
+     SERVICE_RAFT_LEADER=true) nor whom to join (--join-through, SERVICE_RAFT_JOIN_ADDR)";
+
+/// Whether an empty directory means that this member announces itself to others.
+fn joins_by_itself(options: &ServeOptions) -> bool {
+    !options.join_through.is_empty()
+}
+
+/// A directory that is not ours is not filled; one that is missing is ours to make.
+fn refuse_strange_content(options: &ServeOptions, path: Option<&PathBuf>) -> Result<(), String> {
+    let Some(path) = path.filter(|path| path.exists()) else {
+        return Ok(());
+    };
+    let unreadable = |error: std::io::Error| format!("{} cannot be read: {error}", path.display());
+    // What a start that was cut off leaves behind, and directories of this member that lie in another.
+    let is_own = |entry: &Path| {
+        let name = entry.file_name().unwrap_or_default();
+        let mut parts = [&options.log_dir, &options.store_dir].into_iter().flatten();
+        ["lock", "identity", "identity.tmp"]
             .iter()
             .any(|own| name == *own)
-        {
+            || parts.any(|part| part.starts_with(entry))
+    };
+    for entry in std::fs::read_dir(path).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?.path();
+        if !is_own(&entry) {
+            let place = if *path == options.data_dir {
+                "it".to_owned()
+            } else {
+                path.display().to_string()
+            };
             return Err(format!(
-                "it holds `{}` and no identity of a member; choose an empty --data-dir",
-                name.to_string_lossy()
+                "{place} holds `{}` and no identity of a member; choose an empty --data-dir",
+                entry.file_name().unwrap_or_default().to_string_lossy()
             ));
         }
     }
@@ -312,6 +375,7 @@ fn recognise(identity: Identity, options: &ServeOptions) -> Result<Identity, Str
     Ok(identity)
 }
 
+/// A number that no other directory has.
 fn incarnation() -> Result<u128, StartError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)
@@ -345,7 +409,7 @@ fn others(options: &ServeOptions) -> Vec<String> {
     founders
         .iter()
         .filter(|founder| founder.name != options.name)
-        .map(|founder| founder.address.to_string())
+        .flat_map(|founder| options.founder_addresses(founder))
         .collect()
 }
 

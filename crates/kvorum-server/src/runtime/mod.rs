@@ -6,13 +6,16 @@
 //!      └── pending ◀── answers ─┴─────────────┘
 //! ```
 
+mod announcement;
 mod apply_thread;
 mod clock;
 mod directory;
 mod figures;
 mod handshake;
 mod identity;
+mod introduction;
 mod leadership;
+mod listeners;
 mod log_thread;
 mod peer_service;
 mod peers;
@@ -22,5 +25,6 @@ mod snapshots;
 mod space;
 
 pub use directory::StartError;
+pub(crate) use peer_service::PeerService;
 pub use replica_thread::End;
 pub use serve::{ServeError, serve};

@@ -1,12 +1,16 @@
 //! The incoming half of a member's peer connections.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvorum_node::{Input, PeerMessage};
 use kvorum_proto::kvorum::v1::peer_server::Peer;
-use kvorum_proto::kvorum::v1::{Frame, Hello, JoinResponse, PeerJoinRequest, SnapshotChunk, SnapshotDone};
-use tokio::sync::mpsc;
+use kvorum_proto::kvorum::v1::{
+    Frame, Hello, IntroduceRequest, IntroduceResponse, JoinResponse, PeerJoinRequest, SnapshotChunk,
+    SnapshotDone,
+};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -16,8 +20,13 @@ use super::handshake::Acquaintance;
 use super::peers::{Inbox, PeerNet};
 use super::snapshots::SnapshotReceiver;
 use crate::handle::ReplicaHandle;
+use crate::http::Phase;
 use crate::joining;
 use crate::metrics::Metrics;
+use crate::pending::Pending;
+
+/// Between two looks at whether requests are still under way.
+const FAREWELL_POLL: Duration = Duration::from_millis(10);
 
 /// Serves the peers of one member.
 pub struct PeerService {
@@ -27,6 +36,25 @@ pub struct PeerService {
     snapshots: SnapshotReceiver,
     metrics: Arc<Metrics>,
     handle: ReplicaHandle,
+    farewell: Option<Farewell>,
+}
+
+/// When peers that share the port of clients are let go: their streams would not end by themselves, and the drain
+/// waits for all; while requests are under way, they are needed.
+#[derive(Clone)]
+pub(crate) struct Farewell {
+    pub(crate) phase: watch::Receiver<Phase>,
+    pub(crate) pending: Arc<Pending>,
+}
+
+impl Farewell {
+    async fn wait(mut self) {
+        // A server that is gone drains nothing any more.
+        let _ = self.phase.wait_for(|phase| *phase > Phase::Serving).await;
+        while !self.pending.is_empty() {
+            tokio::time::sleep(FAREWELL_POLL).await;
+        }
+    }
 }
 
 impl PeerService {
@@ -38,6 +66,7 @@ impl PeerService {
         snapshots: SnapshotReceiver,
         metrics: Arc<Metrics>,
         handle: ReplicaHandle,
+        farewell: Option<Farewell>,
     ) -> Self {
         PeerService {
             acquaintance,
@@ -46,6 +75,7 @@ impl PeerService {
             snapshots,
             metrics,
             handle,
+            farewell,
         }
     }
 
@@ -77,10 +107,22 @@ impl PeerService {
         };
         answers.try_send(Ok(first)).expect("a new channel has room");
         let (inbox, metrics, from) = (self.inbox.clone(), self.metrics.clone(), hello.member_id);
+        let farewell = self.farewell.clone();
         tokio::spawn(async move {
             // Held to the end: the dialler hears on it that the stream ended.
             let answers = answers;
-            while let Ok(Some(frame)) = frames.message().await {
+            let mut let_go = pin!(async {
+                match farewell {
+                    Some(farewell) => farewell.wait().await,
+                    None => std::future::pending().await,
+                }
+            });
+            loop {
+                let frame = tokio::select! {
+                    frame = frames.message() => frame,
+                    () = &mut let_go => break,
+                };
+                let Ok(Some(frame)) = frame else { break };
                 match PeerMessage::decode(frame.payload) {
                     Ok(message) if message.from == from && from != 0 => {
                         note_message(&metrics, &message);
@@ -101,7 +143,7 @@ impl PeerService {
     }
 }
 
-type FrameStream = Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send>>;
+pub(crate) type FrameStream = Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Peer for PeerService {
@@ -143,5 +185,10 @@ impl Peer for PeerService {
         joining::at_leader(&self.handle, record, deadline)
             .await
             .map(Response::new)
+    }
+
+    async fn introduce(&self, _: Request<IntroduceRequest>) -> Result<Response<IntroduceResponse>, Status> {
+        let name = self.acquaintance.identity().name;
+        Ok(Response::new(IntroduceResponse { name }))
     }
 }

@@ -21,9 +21,11 @@ use super::directory::{Directory, StartError};
 use super::figures::LogFigures;
 use super::handshake::Acquaintance;
 use super::identity::founder_id;
+use super::introduction;
 use super::leadership::Leadership;
+use super::listeners::{ClientListener, Listeners};
 use super::log_thread::{LogWork, run_reader, run_writer};
-use super::peer_service::PeerService;
+use super::peer_service::{Farewell, PeerService};
 use super::peers::{FRAME_BYTES_MAX, Inbox, OnRemoved, PeerNet, WINDOW_BYTES};
 use super::replica_thread::{self, End, OnCluster, Outlets};
 use super::snapshots::{Built, SnapshotReceiver, SnapshotSender, Stage};
@@ -33,7 +35,7 @@ use crate::budget::Budget;
 use crate::handle::{
     HandleOptions, Identity as Shown, ReplicaHandle, ReplicaPort, StoreFigures, replica_handle,
 };
-use crate::http::{self, HttpLimits, HttpServer, Phase};
+use crate::http::{HttpLimits, HttpServer, Phase};
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
 use crate::options::ServeOptions;
@@ -49,6 +51,8 @@ const FEATURE_LEVEL: u32 = 1;
 const HANDOVER: Duration = Duration::from_secs(2);
 /// How often watchers with `progress_notify` hear how far they are (etcd's default).
 const WATCH_PROGRESS: Duration = Duration::from_secs(600);
+/// Between two looks at whether a newcomer votes.
+const VOTE_POLL: Duration = Duration::from_millis(10);
 const MIB: usize = 1024 * 1024;
 
 /// Why a member did not start, or ended.
@@ -73,27 +77,44 @@ pub enum ServeError {
 /// # Errors
 /// One line that says what is wrong and what to do.
 pub fn serve(
-    options: ServeOptions,
+    mut options: ServeOptions,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
     options.validate().map_err(StartError::other)?;
-    let clients = options
-        .listen_client
-        .iter()
-        .map(|address| http::listen("listen-client", address));
-    let clients = clients
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(ServeError::Listen)?;
-    let peer_listener = http::listen("listen-peer", &options.listen_peer).map_err(ServeError::Listen)?;
+    let mut listeners = Listeners::open(&options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("peers")
         .enable_all()
         .build()
         .map_err(StartError::other)?;
-    let member = Member::start(&options, runtime.handle().clone(), peer_listener)?;
+    let (tell, mut stopped) = watch::channel(false);
+    runtime.spawn(async move {
+        stop.await;
+        tell.send_replace(true);
+    });
+    if runtime.block_on(delay(options.start_delay, &stopped))? {
+        return Ok(());
+    }
+    if introduction::is_needed(&options)? {
+        match runtime.block_on(introduction::learn_names(&options, &listeners, &stopped)) {
+            Err(ServeError::Start(StartError::Stopped)) => return Ok(()),
+            learned => options.initial_cluster = learned?,
+        }
+    }
+    let member = match Member::start(&options, &runtime, listeners.peers.take(), &stopped) {
+        Err(ServeError::Start(StartError::Stopped)) => return Ok(()),
+        member => member?,
+    };
+    if options.serve_when_voter && !member.is_voter() {
+        // Whoever asks meanwhile is refused, and does not wait.
+        listeners.clients.clear();
+        if runtime.block_on(member.wait_for_vote(&stopped)) {
+            listeners.clients = Listeners::open_clients(&options)?;
+        }
+    }
     let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);
-    let server = member.open_client_port(&options, clients, workers)?;
+    let server = member.open_client_port(&options, listeners.clients, workers)?;
     tracing::info!(
         name = options.name,
         member = %format_args!("{:016x}", member.handle.identity().member_id),
@@ -103,7 +124,7 @@ pub fn serve(
     );
     let end = runtime.block_on(async {
         tokio::select! {
-            () = stop => End::Stopped,
+            _ = stopped.wait_for(|stopped| *stopped) => End::Stopped,
             end = member.ended() => end,
         }
     });
@@ -136,7 +157,12 @@ struct Member {
     log_work: mpsc::Sender<LogWork>,
     apply_work: mpsc::Sender<ApplyWork>,
     threads: Vec<JoinHandle<()>>,
-    _peer_port: HttpServer,
+    /// Where the client ports are in their life.
+    phase: watch::Sender<Phase>,
+    /// What serves peers.
+    peer_service: PeerServer<PeerService>,
+    /// The peers' own port; `None` if they share one with clients.
+    _peer_port: Option<HttpServer>,
 }
 
 /// Tells the member's end, once: the first reason counts.
@@ -158,10 +184,12 @@ impl Ending {
 impl Member {
     fn start(
         options: &ServeOptions,
-        runtime: tokio::runtime::Handle,
-        peer_listener: std::net::TcpListener,
+        runtime: &tokio::runtime::Runtime,
+        peer_listener: Option<std::net::TcpListener>,
+        stopped: &watch::Receiver<bool>,
     ) -> Result<Member, ServeError> {
-        let mut directory = Directory::open(options, &runtime)?;
+        let runtime = runtime.handle().clone();
+        let mut directory = Directory::open(options, &runtime, stopped)?;
         let store_options = lsm::Options {
             memtable_bytes: options.memtable_bytes as u64,
             cache_bytes: options.cache_bytes as u64,
@@ -238,21 +266,31 @@ impl Member {
         let _ = acquaintance.learn(&cluster);
         let (built, stage) = (Built::default(), Stage::default());
         let receiver = SnapshotReceiver::new(
-            directory.path.join("store"),
+            directory.store_dir(),
             store_options,
             machine_options,
             stage.clone(),
             inbox.clone(),
         );
-        let service = PeerService::new(
+        let (phase, phases) = watch::channel(Phase::Serving);
+        let farewell = options.shares_peer_port().then(|| Farewell {
+            phase: phases,
+            pending: port.pending().clone(),
+        });
+        let peer_service = PeerServer::new(PeerService::new(
             acquaintance.clone(),
             inbox.clone(),
             net.clone(),
             receiver,
             metrics.clone(),
             handle.clone(),
-        );
-        let peer_port = open_peer_port(peer_listener, service)?;
+            farewell,
+        ))
+        .max_decoding_message_size(FRAME_BYTES_MAX)
+        .max_encoding_message_size(FRAME_BYTES_MAX);
+        let peer_port = peer_listener
+            .map(|listener| open_peer_port(listener, peer_service.clone()))
+            .transpose()?;
 
         let (log_work, log_queue) = mpsc::channel();
         let (fetch_work, fetch_queue) = mpsc::channel();
@@ -359,6 +397,8 @@ impl Member {
             log_work,
             apply_work,
             threads,
+            phase,
+            peer_service,
             _peer_port: peer_port,
         })
     }
@@ -366,15 +406,14 @@ impl Member {
     fn open_client_port(
         &self,
         options: &ServeOptions,
-        listeners: Vec<std::net::TcpListener>,
+        listeners: Vec<ClientListener>,
         workers: usize,
     ) -> Result<HttpServer, ServeError> {
-        let (phase, phases) = watch::channel(Phase::Serving);
         let core = Core {
             handle: self.handle.clone(),
             reads: Reads::new(self.handle.clone(), Budget::new(options.range_bytes_max)),
             metrics: self.metrics.clone(),
-            phase: phases,
+            phase: self.phase.subscribe(),
             etcd_version: ETCD_VERSION,
             started: Instant::now(),
             surfaces: Arc::new(options.surfaces.clone()),
@@ -387,10 +426,11 @@ impl Member {
             },
         };
         let routes = api::routes(&core, self.watch.clone());
-        let listeners = listeners
-            .into_iter()
-            .map(|listener| (listener, routes.clone()))
-            .collect();
+        let shared = api::routes_with(&core, self.watch.clone(), self.peer_service.clone());
+        let listeners = listeners.into_iter().map(|listener| {
+            let routes = if listener.is_shared { &shared } else { &routes };
+            (listener.socket, routes.clone())
+        });
         let limits = HttpLimits {
             connections_max: options.connections_max,
             ..HttpLimits::default()
@@ -400,8 +440,35 @@ impl Member {
             let pending = pending.clone();
             async move { pending.dispatch(worker).await }
         };
-        HttpServer::start(listeners, limits, workers, phase, background)
-            .map_err(|error| ServeError::Listen(format!("cannot start the client port's threads: {error}")))
+        HttpServer::start(
+            listeners.collect(),
+            limits,
+            workers,
+            self.phase.clone(),
+            background,
+        )
+        .map_err(|error| ServeError::Listen(format!("cannot start the client port's threads: {error}")))
+    }
+
+    fn is_voter(&self) -> bool {
+        let status = self.handle.status();
+        status.configuration.voters.contains(&status.id)
+    }
+
+    /// Waits until this member votes; whether it does, and neither must end nor was told to stop.
+    async fn wait_for_vote(&self, stopped: &watch::Receiver<bool>) -> bool {
+        tracing::info!("clients are served as soon as this member votes");
+        let mut stopped = stopped.clone();
+        let votes = async {
+            while !self.is_voter() {
+                tokio::time::sleep(VOTE_POLL).await;
+            }
+        };
+        tokio::select! {
+            () = votes => true,
+            _ = stopped.wait_for(|stopped| *stopped) => false,
+            _ = self.ended() => false,
+        }
     }
 
     /// Resolves when the member ends by itself.
@@ -453,6 +520,19 @@ impl Member {
     }
 }
 
+/// Waits for a time drawn from [`at_least`, twice that); whether the stop came first.
+async fn delay(at_least: Duration, stopped: &watch::Receiver<bool>) -> Result<bool, StartError> {
+    if at_least.is_zero() {
+        return Ok(false);
+    }
+    let micros = at_least.as_micros();
+    let drawn = at_least + Duration::from_micros((random()? % micros.max(1)) as u64);
+    tracing::info!("taking part in {drawn:?}");
+    let mut stopped = stopped.clone();
+    let stop = stopped.wait_for(|stopped| *stopped);
+    Ok(tokio::time::timeout(drawn, stop).await.is_ok())
+}
+
 /// Starts a thread whose end, wanted or not, is told. A panic is an end, too.
 fn thread(
     name: &str,
@@ -495,7 +575,7 @@ fn cluster_watcher(
     })
 }
 
-/// The peers: as the cluster's records say, else as the founders' list does.
+/// The peers: where this member was told to look for them, then where they say they are.
 fn peers(
     options: &ServeOptions,
     identity: &super::identity::Identity,
@@ -505,10 +585,17 @@ fn peers(
     for founder in options.founders() {
         let id = founder_id(&identity.token, &founder.name);
         if identity.founders.contains(&id) && id != identity.member && !cluster.removed.contains(&id) {
-            peers.insert(id, vec![founder.address.to_string()]);
+            peers.insert(id, options.founder_addresses(&founder));
         }
     }
-    peers.extend(PeerNet::peers_of(cluster, identity.member));
+    for (id, told) in PeerNet::peers_of(cluster, identity.member) {
+        let known = peers.entry(id).or_default();
+        let news: Vec<String> = told
+            .into_iter()
+            .filter(|address| !known.contains(address))
+            .collect();
+        known.extend(news);
+    }
     peers
 }
 
@@ -563,10 +650,10 @@ fn node_options(
     })
 }
 
-fn open_peer_port(listener: std::net::TcpListener, service: PeerService) -> Result<HttpServer, ServeError> {
-    let service = PeerServer::new(service)
-        .max_decoding_message_size(FRAME_BYTES_MAX)
-        .max_encoding_message_size(FRAME_BYTES_MAX);
+fn open_peer_port(
+    listener: std::net::TcpListener,
+    service: PeerServer<PeerService>,
+) -> Result<HttpServer, ServeError> {
     let routes = RoutesBuilder::default()
         .grpc(service, &[])
         .purpose("this is a member's peer port; clients use its client port (--listen-client)")

@@ -1,10 +1,9 @@
 //! The environment: `KVORUM_` and a setting's name in upper snake case. Empty variables count as unset.
 
-use std::ffi::OsString;
-
+use super::Assignment;
 use super::settings::TABLE;
-use super::{Assignment, Origin};
 use crate::failure::Failure;
+use crate::start::Variables;
 
 /// What our variables begin with.
 const PREFIX: &str = "KVORUM_";
@@ -22,21 +21,14 @@ pub(super) fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('-', "_").to_ascii_uppercase())
 }
 
-pub(super) fn read(
-    variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Environment, Failure> {
+pub(super) fn read(variables: &Variables) -> Result<Environment, Failure> {
     let mut environment = Environment {
         assignments: Vec::new(),
         warnings: Vec::new(),
     };
-    let mut variables: Vec<(String, OsString)> = variables
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-        .filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty())
-        .collect();
-    variables.sort();
-    for (name, value) in variables {
-        if ELSEWHERE.contains(&name.as_str()) || is_injected(&name, &value.to_string_lossy()) {
+    for given in variables.beginning(&[PREFIX]) {
+        let name = given.name.as_str();
+        if ELSEWHERE.contains(&name) || is_injected(name, &given.raw().to_string_lossy()) {
             continue;
         }
         let Some(setting) = TABLE.iter().find(|setting| variable(setting.key) == name) else {
@@ -45,13 +37,10 @@ pub(super) fn read(
             ));
             continue;
         };
-        let value = value
-            .into_string()
-            .map_err(|_| Failure::usage(format!("environment {name}: the value is not UTF-8")))?;
         environment.assignments.push(Assignment {
             key: setting.key,
-            value,
-            origin: Origin::Environment(name),
+            value: given.text()?.to_owned(),
+            origin: given.origin.clone(),
         });
     }
     Ok(environment)
@@ -70,7 +59,10 @@ fn is_injected(name: &str, value: &str) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::start::EnvFile;
 
     #[test]
     fn no_setting_looks_like_an_injected_variable() {
@@ -96,7 +88,9 @@ mod tests {
             ("KVORUM_DATADIR", "/d"),
             ("OTHER", "x"),
         ];
-        let environment = read(variables.map(|(k, v)| (k.into(), v.into()))).unwrap();
+        let variables = variables.map(|(k, v)| (k.into(), v.into()));
+        let variables = Variables::read(variables, EnvFile::None, Path::new(".")).unwrap();
+        let environment = read(&variables).unwrap();
         let keys: Vec<&str> = environment.assignments.iter().map(|a| a.key).collect();
         assert_eq!(keys, ["data-dir"]);
         assert_eq!(environment.warnings.len(), 1);

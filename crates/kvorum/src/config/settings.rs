@@ -154,6 +154,20 @@ macro_rules! list {
     };
 }
 
+macro_rules! optional_path {
+    ($key:literal, $help:literal, $($field:ident).+) => {
+        setting!(
+            $key,
+            "DIR",
+            Text,
+            $help,
+            $($field).+,
+            |path: &Option<PathBuf>| path.as_ref().map_or(String::new(), |path| path.display().to_string()),
+            |text: &str| Ok::<_, String>(Some(PathBuf::from(text)).filter(|path| !path.as_os_str().is_empty()))
+        )
+    };
+}
+
 /// All settings, in the order in which they are shown.
 pub(super) static TABLE: &[Setting] = &[
     text!(
@@ -174,6 +188,21 @@ pub(super) static TABLE: &[Setting] = &[
             path => Ok(PathBuf::from(path)),
         }
     ),
+    optional_path!(
+        "log-dir",
+        "The log's directory; `log` in data-dir if not given",
+        serve.log_dir
+    ),
+    optional_path!(
+        "store-dir",
+        "The store's directory; `store` in data-dir if not given",
+        serve.store_dir
+    ),
+    switch!(
+        "in-memory",
+        "Keep all data in a temporary directory, which is deleted at the end",
+        in_memory
+    ),
     list!(
         "initial-cluster",
         "NAME=HOST:PORT,...",
@@ -187,9 +216,26 @@ pub(super) static TABLE: &[Setting] = &[
         serve.cluster_token
     ),
     switch!(
+        "bootstrap",
+        "Found a cluster on an empty directory",
+        serve.bootstrap
+    ),
+    switch!(
         "join",
         "Join as the successor that `kvorum member replace` announced",
         serve.join
+    ),
+    list!(
+        "join-through",
+        "HOST:PORT",
+        "On an empty directory: join the cluster through this member's client address, which must be open for it",
+        serve.join_through
+    ),
+    duration!("join-timeout", "How long to try to join", serve.join_timeout),
+    switch!(
+        "serve-when-voter",
+        "Serve clients only once this member votes",
+        serve.serve_when_voter
     ),
     list!(
         "listen-client",
@@ -197,14 +243,32 @@ pub(super) static TABLE: &[Setting] = &[
         "Where clients are served",
         serve.listen_client
     ),
+    list!(
+        "listen-client-optional",
+        "HOST:PORT",
+        "Where clients are served, too, if nobody else listens there",
+        serve.listen_client_optional
+    ),
     setting!(
         "listen-peer",
         "HOST:PORT",
         Text,
-        "Where the other members are served",
+        "Where the other members are served; may be one of listen-client",
         serve.listen_peer,
         ToString::to_string,
         parsed
+    ),
+    text!(
+        "peer-domain",
+        "DOMAIN",
+        "Members whose host has no dot are looked for in this domain, too",
+        serve.peer_domain
+    ),
+    list!(
+        "unnamed-founders",
+        "HOST:PORT",
+        "Founders whose names are not known: they are asked before the cluster is founded",
+        serve.unnamed_founders
     ),
     list!(
         "advertise-client",
@@ -273,6 +337,11 @@ pub(super) static TABLE: &[Setting] = &[
         "heartbeat-interval",
         "How often a leader is heard",
         serve.heartbeat_interval
+    ),
+    duration!(
+        "start-delay",
+        "Wait for a time drawn from [D, 2D) before taking part",
+        serve.start_delay
     ),
     switch!(
         "lease-reads",

@@ -39,6 +39,7 @@ impl Member {
         let arguments = [
             "serve",
             "--until-stdin-closes",
+            "--env-file=",
             "--name",
             &name(n),
             "--data-dir",
@@ -85,9 +86,10 @@ impl Member {
             .process_group(0)
             .kill_on_drop(true);
         // Settings of this shell are meant for other members.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KVORUM_"))
-        {
-            command.env_remove(name);
+        for (name, _) in std::env::vars_os() {
+            if crate::start::is_ours(&name.to_string_lossy()) {
+                command.env_remove(name);
+            }
         }
         self.process = Some(
             command

@@ -223,6 +223,15 @@ impl Cluster {
         cluster
     }
 
+    /// Members that run already, with their directory and this test's turn.
+    pub fn of(members: Vec<Member>, dir: TempDir, turn: MutexGuard<'static, ()>) -> Cluster {
+        Cluster {
+            members,
+            dir,
+            _turn: turn,
+        }
+    }
+
     /// Endpoints of all members, starting with member `first`.
     pub fn endpoints(&self, first: usize) -> Vec<&str> {
         let count = self.members.len();

@@ -18,6 +18,7 @@ mod kill_cycles;
 mod load;
 mod one_member;
 mod program;
+mod replaced;
 mod replacement;
 mod stop;
 mod unknown;

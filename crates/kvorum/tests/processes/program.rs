@@ -23,10 +23,19 @@ pub fn binary() -> PathBuf {
 pub fn command(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut command = Command::new(binary());
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KVORUM_")) {
-        command.env_remove(name);
-    }
+    clean(&mut command);
     command
+}
+
+/// Keeps the settings of this shell from a command.
+pub fn clean(command: &mut Command) {
+    const PREFIXES: [&str; 6] = ["KVORUM_", "RAFT_", "BADGER_", "SERVER_", "SERVICE_", "ROUTER_"];
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text == "LOG_LEVEL" || PREFIXES.iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
 }
 
 /// What a command left behind.
