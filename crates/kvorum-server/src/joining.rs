@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvorum_model::MemberRecord;
-use kvorum_node::{AdminError, AdminReply, AdminRequest};
+use kvorum_node::{AdminError, AdminReply, AdminRequest, NodeStatus};
 use kvorum_proto::Outcome;
 use kvorum_proto::kvorum::v1::{JoinRequest, JoinResponse};
 use tonic::{Code, Status};
@@ -25,9 +25,8 @@ use crate::services::kvorum_v1::{joined, members};
 const PAUSE: Duration = Duration::from_millis(50);
 /// Longest that one try at another member takes; it may be gone.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often, and how long at most, the newcomer is looked for in the published status.
+/// How often the newcomer is looked for in the published status.
 const PUBLISH_POLL: Duration = Duration::from_millis(5);
-const PUBLISH_PATIENCE: Duration = Duration::from_millis(500);
 /// Most addresses of one member.
 const ADDRESSES_MAX: usize = 8;
 
@@ -104,11 +103,16 @@ pub(crate) async fn at_leader(
         }
         Err(error) => return Err(refusal(&error, &record.name)),
     };
-    let shown_by = Instant::now() + PUBLISH_PATIENCE;
+    // The configuration counts from its entry on, the members' records from their apply on.
+    let is_shown = |status: &NodeStatus| {
+        let ids = status.configuration.members();
+        ids.contains(&id) && ids.iter().all(|id| status.cluster.members.contains_key(id))
+    };
     let mut status = handle.status();
-    while !(status.configuration.contains(id) && status.cluster.members.contains_key(&id))
-        && Instant::now() < shown_by
-    {
+    while !is_shown(&status) {
+        if Instant::now() >= deadline {
+            return Err(Outcome::Unknown.mark(Status::unavailable("etcdserver: request timed out")));
+        }
         tokio::time::sleep(PUBLISH_POLL).await;
         status = handle.status();
     }
