@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvorum_model::{Command, Revision};
+use kvorum_model::{Command, CommandLimits, Revision};
 use kvorum_mvcc::Applied;
 use kvorum_proto::etcdserverpb::ResponseHeader;
 use kvorum_proto::etcdserverpb::cluster_server::ClusterServer;
@@ -86,10 +86,20 @@ impl Core {
     }
 
     pub(crate) async fn write(&self, context: &Context, command: Command) -> Result<Applied, WriteError> {
+        self.write_within(&self.handle.limits(), context, command).await
+    }
+
+    /// [`Self::write`] with limits of the surface's own.
+    pub(crate) async fn write_within(
+        &self,
+        limits: &CommandLimits,
+        context: &Context,
+        command: Command,
+    ) -> Result<Applied, WriteError> {
         context.check_leader_for_write(&self.handle)?;
         let result = self
             .handle
-            .write(command, context.session, context.deadline)
+            .write_within(limits, command, context.session, context.deadline)
             .await;
         if !matches!(result, Ok(_) | Err(WriteError::Refused(_))) {
             self.metrics.proposals_failed.add_one();

@@ -313,7 +313,22 @@ impl ReplicaHandle {
         session: Option<SessionRef>,
         deadline: Instant,
     ) -> Result<Applied, WriteError> {
-        command.validate(&self.limits()).map_err(WriteError::Refused)?;
+        self.write_within(&self.limits(), command, session, deadline)
+            .await
+    }
+
+    /// [`Self::write`] with limits of the caller's own.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub async fn write_within(
+        &self,
+        limits: &CommandLimits,
+        command: Command,
+        session: Option<SessionRef>,
+        deadline: Instant,
+    ) -> Result<Applied, WriteError> {
+        command.validate(limits).map_err(WriteError::Refused)?;
         let wait = self
             .0
             .pending

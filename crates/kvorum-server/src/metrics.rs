@@ -163,6 +163,9 @@ pub struct Metrics {
     pub request_votes: Counter,
     /// Unix time of the last heartbeat from a leader, in seconds; 0 for none.
     pub last_heartbeat: AtomicU64,
+    /// The commit index at the start of this process: what was committed since counts. (A commit index may come
+    /// back a little lower from a crash, and a counter that falls a little is taken for one that began anew.)
+    pub committed_before: AtomicU64,
     /// REST requests answered.
     pub rest_requests: Counter,
     sources: Mutex<Vec<Source>>,
@@ -368,10 +371,24 @@ impl Metrics {
             .sample(&[], self.append_entries.get());
         page.counter("raft_request_vote_total", "Vote messages exchanged.")
             .sample(&[], self.request_votes.get());
-        page.counter("raft_committed_entries_total", "Committed log entries.")
-            .sample(&[], status.commit);
+        page.counter(
+            "raft_committed_entries_total",
+            "Log entries committed since the start.",
+        )
+        .sample(
+            &[],
+            status
+                .commit
+                .saturating_sub(self.committed_before.load(Ordering::Relaxed)),
+        );
+        // A leader is its own heartbeat, also where there is nobody else to hear it.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let heartbeat = match (status.role, now) {
+            (Role::Leader, Ok(now)) => now.as_secs(),
+            _ => self.last_heartbeat.load(Ordering::Relaxed),
+        };
         page.gauge("raft_last_heartbeat", "Unix time of the last heartbeat.")
-            .sample(&[], self.last_heartbeat.load(Ordering::Relaxed));
+            .sample(&[], heartbeat);
         page.gauge("raft_current_term", "The current term.")
             .sample(&[], status.term);
         let state = match status.role {

@@ -147,6 +147,7 @@ async fn answer(
         Endpoint::KeyDelete => in_text(dist_kv::delete(core, &request, parameter).await),
         Endpoint::Hello => dist_kv::hello(),
         Endpoint::RegisterFollower => in_text(dist_kv::register(core, request).await),
+        Endpoint::Batch => in_json(raft_kv_store::rest_batch(core, request).await),
         Endpoint::Status => raft_kv_store::rest_status(core),
         Endpoint::Health => health(core, &query).await,
         Endpoint::Livez => Probe::Livez.answer(core, parameter, &query).await,
@@ -183,6 +184,15 @@ pub(crate) async fn whole_body(
     context: &Context,
 ) -> Result<bytes::Bytes, Failed> {
     let bytes_max = core.handle.limits().request_bytes_max + WIRE_OVERHEAD_BYTES;
+    body_within(bytes_max, body, context).await
+}
+
+/// The whole body, within a limit of its own.
+pub(crate) async fn body_within(
+    bytes_max: usize,
+    body: Incoming,
+    context: &Context,
+) -> Result<bytes::Bytes, Failed> {
     let whole = Limited::new(body, bytes_max).collect();
     match tokio::time::timeout_at(context.deadline.into(), whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),

@@ -1,22 +1,31 @@
-//! `kv.KVStore` of the "Raft-Backed Distributed Key-Value Store".
+//! `kv.KVStore` of the "Raft-Backed Distributed Key-Value Store", and its routes `/status` and `/batch`.
 //!
 //! Refusals by the store travel in the answer's `error`; transport, want of a quorum, and invalid arguments in
 //! the gRPC status. Reads are linearizable unless the metadata `kvorum-consistency: local` asks otherwise.
 
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
-use kvorum_model::{Command, DeleteRangeRequest, Error, ErrorKind, KeyRange, PutRequest, RangeRequest};
+use hyper::body::Incoming;
+use kvorum_model::{
+    Command, CommandLimits, DeleteRangeRequest, Error, ErrorKind, KeyRange, PutRequest, RangeRequest,
+    RequestOp, TxnRequest,
+};
 use kvorum_proto::kv::{self as pb, kv_store_server::KvStore};
-use kvorum_proto::{OUTCOME, Outcome, status_of};
-use serde::Serialize;
+use kvorum_proto::{OUTCOME, Outcome, refused, status_of};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tonic::body::Body;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
-use crate::api::Core;
+use crate::api::{Core, WIRE_OVERHEAD_BYTES};
 use crate::handle::WriteError;
 use crate::metrics::Method;
 use crate::names::{leader_name, other_names, state_name};
-use crate::rest::json_response;
+use crate::rest::{Failed, body_within, json_response, write_status};
 use crate::services::Context;
 
 /// See the module.
@@ -125,6 +134,117 @@ pub(crate) fn rest_status(core: &Core) -> http::Response<Body> {
         last_applied: status.last_applied,
     };
     json_response(http::StatusCode::OK, &body)
+}
+
+/// Most operations of one batch.
+const BATCH_OPERATIONS_MAX: usize = 1000;
+
+/// Base64 as in Go's and protobuf's JSON; its padding may be left out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// The body of `POST /batch`.
+#[derive(Deserialize)]
+struct BatchBody {
+    operations: Vec<BatchOperation>,
+}
+
+#[derive(Deserialize)]
+struct BatchOperation {
+    #[serde(rename = "type")]
+    kind: String,
+    key: String,
+    #[serde(default)]
+    value: Option<String>,
+}
+
+impl BatchOperation {
+    fn decode(self) -> Result<(Bytes, RequestOp), String> {
+        if self.key.is_empty() {
+            return Err("empty key".to_owned());
+        }
+        let key = Bytes::from(self.key);
+        let op = match self.kind.as_str() {
+            "put" | "PUT" => {
+                let value = BASE64.decode(self.value.unwrap_or_default());
+                RequestOp::Put(PutRequest {
+                    key: key.clone(),
+                    value: value
+                        .map_err(|error| format!("the value is not base64: {error}"))?
+                        .into(),
+                    ..PutRequest::default()
+                })
+            }
+            "delete" | "DELETE" => RequestOp::DeleteRange(DeleteRangeRequest {
+                range: KeyRange::point(key.clone()),
+                prev_kv: false,
+            }),
+            kind => return Err(format!("type `{kind}` is neither `put` nor `delete`")),
+        };
+        Ok((key, op))
+    }
+}
+
+/// The operations of a batch, one a key: a transaction writes no key twice, so of several the last one counts.
+fn folded(body: &[u8]) -> Result<(usize, Vec<RequestOp>), Status> {
+    let invalid = |text: String| Status::invalid_argument(text);
+    let body: BatchBody = serde_json::from_slice(body)
+        .map_err(|error| invalid(format!("the body is not JSON with operations: {error}")))?;
+    let count = body.operations.len();
+    if count > BATCH_OPERATIONS_MAX {
+        return Err(invalid(format!(
+            "a batch has at most {BATCH_OPERATIONS_MAX} operations; this one has {count}"
+        )));
+    }
+    let mut last = BTreeMap::new();
+    for (number, operation) in body.operations.into_iter().enumerate() {
+        let (key, op) = operation
+            .decode()
+            .map_err(|why| invalid(format!("operation {number}: {why}")))?;
+        last.insert(key, (number, op));
+    }
+    let mut ops: Vec<(usize, RequestOp)> = last.into_values().collect();
+    ops.sort_unstable_by_key(|(number, _)| *number);
+    Ok((count, ops.into_iter().map(|(_, op)| op).collect()))
+}
+
+/// `POST /batch`: all operations in one transaction, under one log index.
+pub(crate) async fn rest_batch(
+    core: &Core,
+    request: http::Request<Incoming>,
+) -> Result<http::Response<Body>, Failed> {
+    let limits = CommandLimits {
+        txn_ops_max: BATCH_OPERATIONS_MAX,
+        ..core.handle.limits()
+    };
+    let (parts, body) = request.into_parts();
+    let parsed = async {
+        let context = Context::from_headers(&parts.headers, &core.handle)?;
+        // Base64 makes four bytes of three.
+        let bytes_max = 2 * limits.request_bytes_max + WIRE_OVERHEAD_BYTES;
+        let body = body_within(bytes_max, body, &context).await?;
+        Ok((context, folded(&body)?))
+    };
+    let (context, (count, success)) = parsed
+        .await
+        .map_err(|failed: Failed| failed.mark(Outcome::NotApplied))?;
+    let mut indices = Vec::new();
+    if count > 0 {
+        let txn = TxnRequest {
+            success,
+            ..TxnRequest::default()
+        };
+        let written = core.write_within(&limits, &context, Command::Txn(txn)).await;
+        let applied = written.map_err(|error| write_status(core, error))?;
+        applied.result.map_err(|error| refused(&error))?;
+        indices = vec![applied.index; count];
+    }
+    Ok(json_response(
+        http::StatusCode::OK,
+        &json!({ "indices": indices }),
+    ))
 }
 
 #[tonic::async_trait]

@@ -253,6 +253,9 @@ impl Member {
         };
 
         let metrics = Arc::new(Metrics::default());
+        metrics
+            .committed_before
+            .store(handle.status().commit, Ordering::Relaxed);
         let acquaintance = Arc::new(Acquaintance::new(identity.clone(), boot, record));
         let cluster = apply.machine().cluster();
         let net = PeerNet::new(

@@ -3,7 +3,8 @@ use kvorum_proto::Outcome;
 use kvorum_proto::kv::{self as pb, kv_store_client::KvStoreClient};
 use tonic::{Code, Request};
 
-use crate::replica::{Server, Trouble};
+use crate::replica::{Server, Setting, Trouble};
+use crate::rest::{Answer, send};
 
 fn put(key: &str, value: &[u8]) -> pb::PutRequest {
     pb::PutRequest {
@@ -122,4 +123,162 @@ async fn a_key_that_is_not_utf_8_is_the_callers_mistake() {
     let answer = crate::http_port::grpc_raw(&server, "/kv.KVStore/Put", body).await;
     assert_eq!(answer.get("grpc-status").unwrap(), "3");
     assert_eq!(answer.get("kvorum-outcome").unwrap(), "not-applied");
+}
+
+async fn batch(server: &Server, body: &str) -> Answer {
+    send(server, "POST", "/batch", "", body.as_bytes()).await
+}
+
+fn puts(count: usize) -> String {
+    let put = |n: usize| format!(r#"{{"type":"put","key":"k{n:04}","value":"MQ=="}}"#);
+    let operations: Vec<String> = (0..count).map(put).collect();
+    format!(r#"{{"operations":[{}]}}"#, operations.join(","))
+}
+
+async fn value(server: &Server, key: &str) -> Option<Vec<u8>> {
+    let request = pb::GetRequest { key: key.to_owned() };
+    let mut client = KvStoreClient::new(server.channel().await);
+    let answer = client.get(request).await.unwrap().into_inner();
+    answer.found.then(|| answer.value.to_vec())
+}
+
+#[tokio::test]
+async fn a_batch_is_one_transaction_in_which_the_last_operation_on_a_key_counts() {
+    let server = Server::start();
+    let mut client = KvStoreClient::new(server.channel().await);
+    client.put(put("old", b"x")).await.unwrap();
+    let body = r#"{"operations":[
+        {"type":"put","key":"a","value":"/wA="},
+        {"type":"delete","key":"old"},
+        {"type":"put","key":"b","value":"MQ"},
+        {"type":"put","key":"twice","value":"MQ=="},
+        {"type":"PUT","key":"twice","value":"Mg=="},
+        {"type":"put","key":"gone","value":"MQ=="},
+        {"type":"delete","key":"gone"},
+        {"type":"put","key":"empty"}]}"#;
+    let answer = batch(&server, body).await;
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (200, r#"{"indices":[2,2,2,2,2,2,2,2]}"#)
+    );
+    assert_eq!(value(&server, "a").await.unwrap(), b"\xff\x00");
+    assert_eq!(value(&server, "b").await.unwrap(), b"1");
+    assert_eq!(value(&server, "twice").await.unwrap(), b"2");
+    assert_eq!(value(&server, "empty").await.unwrap(), b"");
+    assert_eq!(
+        (value(&server, "old").await, value(&server, "gone").await),
+        (None, None)
+    );
+    // All of it is one revision.
+    let revision = server.handle.state().facts().revision;
+    assert_eq!(revision, 3);
+    let answer = batch(&server, r#"{"operations":[]}"#).await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, r#"{"indices":[]}"#));
+}
+
+#[tokio::test]
+async fn a_batch_has_a_limit() {
+    let server = Server::start();
+    let answer = batch(&server, &puts(1000)).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(answer.json()["indices"].as_array().unwrap().len(), 1000);
+    assert_eq!(server.handle.state().facts().keys, 1000);
+    let answer = batch(&server, &puts(1001)).await;
+    assert_eq!(
+        (answer.status, answer.header("kvorum-outcome")),
+        (400, Some("not-applied"))
+    );
+    assert_eq!(
+        answer.json()["message"],
+        "a batch has at most 1000 operations; this one has 1001"
+    );
+
+    let server = Server::with(Setting {
+        request_bytes_max: 3000,
+        ..Setting::default()
+    });
+    let answer = batch(&server, &puts(200)).await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.body.contains("request is too large"), "{}", answer.body);
+    assert_eq!(server.handle.state().facts().keys, 0, "all or nothing");
+}
+
+#[tokio::test]
+async fn a_batch_names_what_is_wrong_with_it() {
+    let server = Server::start();
+    let one = |operation: &str| format!(r#"{{"operations":[{{"type":"put","key":"a"}},{operation}]}}"#);
+    for (body, part) in [
+        (String::new(), "not JSON with operations"),
+        ("{}".to_owned(), "not JSON with operations"),
+        (one(r#"{"type":"put","key":""}"#), "operation 1: empty key"),
+        (
+            one(r#"{"type":"increment","key":"a"}"#),
+            "operation 1: type `increment`",
+        ),
+        (
+            one(r#"{"type":"put","key":"a","value":"!"}"#),
+            "operation 1: the value is not base64",
+        ),
+        (
+            one(&format!(r#"{{"type":"put","key":"{}"}}"#, "k".repeat(5000))),
+            "longer than the limit",
+        ),
+    ] {
+        let answer = batch(&server, &body).await;
+        assert_eq!(
+            (answer.status, answer.json()["code"].as_i64()),
+            (400, Some(3)),
+            "{}",
+            answer.body
+        );
+        assert!(answer.body.contains(part), "{part}: {}", answer.body);
+        assert_eq!(answer.header("kvorum-outcome"), Some("not-applied"));
+    }
+    assert_eq!(server.handle.state().facts().keys, 0);
+    server.set(|b| b.writes = Some(Trouble::Failure(WriteFailure::LeaderLost)));
+    let answer = batch(&server, &puts(1)).await;
+    assert_eq!(
+        (answer.status, answer.header("kvorum-outcome")),
+        (503, Some("unknown"))
+    );
+    server.set(|b| b.writes = Some(Trouble::Failure(WriteFailure::NoSpace)));
+    assert_eq!(batch(&server, &puts(1)).await.status, 429);
+}
+
+/// A name and its type, as that system's dashboards expect them.
+#[tokio::test]
+async fn its_metrics_have_their_names_and_types() {
+    let server = Server::start();
+    let page = crate::rest::get(&server, "/metrics").await.body;
+    for (name, kind, value) in [
+        ("raft_leader_elections_total", "counter", Some(4)),
+        ("raft_append_entries_total", "counter", Some(0)),
+        ("raft_request_vote_total", "counter", Some(0)),
+        ("raft_committed_entries_total", "counter", Some(30)),
+        ("raft_last_heartbeat", "gauge", None),
+        ("raft_current_term", "gauge", Some(3)),
+        ("raft_node_state", "gauge", Some(2)),
+        ("raft_is_leader", "gauge", Some(1)),
+    ] {
+        assert!(page.contains(&format!("# TYPE {name} {kind}\n")), "{name}");
+        let found: Vec<u64> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix(&format!("{name} "))?.parse().ok())
+            .collect();
+        match value {
+            Some(value) => assert_eq!(found, [value], "{name}"),
+            None => assert!(
+                found.len() == 1 && found[0] > 1_700_000_000,
+                "a leader's is now: {found:?}"
+            ),
+        }
+    }
+    use kvorum_raft::Role;
+    for (role, state) in [(Role::Follower, 0), (Role::PreCandidate, 1), (Role::Candidate, 1)] {
+        server.publish(|status| status.role = role);
+        let page = crate::rest::get(&server, "/metrics").await.body;
+        for line in [format!("raft_node_state {state}"), "raft_is_leader 0".to_owned()] {
+            assert!(page.lines().any(|found| found == line), "{line}");
+        }
+    }
 }
