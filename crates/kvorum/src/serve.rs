@@ -6,6 +6,7 @@
 mod notify;
 mod process;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -42,8 +43,9 @@ struct SourceArgs {
     config: Option<PathBuf>,
     /// A file of variables, below the environment; without it `.env` is read for SERVER_*, ROUTER_* and SERVICE_*,
     /// with an empty name nothing is
+    // As text of the system: for a path clap refuses the empty one.
     #[arg(long, value_name = "FILE")]
-    env_file: Option<PathBuf>,
+    env_file: Option<OsString>,
     /// The replaced program under whose name this one was started
     #[arg(long, hide = true)]
     started_as: Option<String>,
@@ -55,7 +57,7 @@ struct SourceArgs {
 
 impl SourceArgs {
     fn load(&self) -> Result<Config, Failure> {
-        let file = EnvFile::of(self.env_file.as_deref());
+        let file = EnvFile::of(self.env_file.as_deref().map(Path::new));
         let variables = Variables::read(std::env::vars_os(), file, Path::new(""))?;
         Config::load(Sources {
             file: self.config.as_deref(),
