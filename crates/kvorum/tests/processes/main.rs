@@ -21,4 +21,5 @@ mod program;
 mod replaced;
 mod replacement;
 mod stop;
+mod surfaces;
 mod unknown;
