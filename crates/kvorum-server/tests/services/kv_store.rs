@@ -1,3 +1,5 @@
+use std::sync::atomic::Ordering;
+
 use kvorum_node::WriteFailure;
 use kvorum_proto::Outcome;
 use kvorum_proto::kv::{self as pb, kv_store_client::KvStoreClient};
@@ -281,4 +283,14 @@ async fn its_metrics_have_their_names_and_types() {
             assert!(page.lines().any(|found| found == line), "{line}");
         }
     }
+}
+
+/// The commit index may come back a little lower from a crash. As a counter that was taken for one that began anew,
+/// and a rate over it showed the whole index at once.
+#[tokio::test]
+async fn committed_entries_count_from_the_start_of_the_process() {
+    let server = Server::start();
+    server.metrics.committed_before.store(28, Ordering::Relaxed);
+    let page = crate::rest::get(&server, "/metrics").await.body;
+    assert!(page.contains("\nraft_committed_entries_total 2\n"), "{page}");
 }
