@@ -33,6 +33,10 @@ pub struct Options {
     pub lease_reads: bool,
     /// Bytes of entries in one append (LG5; a single larger entry passes).
     pub append_bytes_max: usize,
+    /// Entries in one append.
+    pub append_entries_max: usize,
+    /// Without an answer from a quorum for so long a leader steps down (EL12); 0: T_max.
+    pub check_quorum: Micros,
     /// Appends in flight to one peer (RP1).
     pub window_messages: usize,
     /// Bytes in flight to one peer (RP1).

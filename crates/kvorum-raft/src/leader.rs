@@ -159,8 +159,11 @@ impl Raft {
     pub(crate) fn tick_leader(&mut self) {
         let now = self.clock.now;
         let Some(leader) = self.as_leader() else { return };
-        let t_max = self.clock.t_max();
-        if now - leader.elected_at >= t_max && !leader.has_live_quorum(self, t_max) {
+        let patience = match self.options.check_quorum {
+            0 => self.clock.t_max(),
+            patience => patience,
+        };
+        if now - leader.elected_at >= patience && !leader.has_live_quorum(self, patience) {
             return self.become_follower(self.hard_state.term, 0);
         }
         self.hand_over_if_disk_stalls();

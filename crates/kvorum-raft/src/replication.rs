@@ -50,11 +50,11 @@ impl Raft {
 
     /// One append, with what is at hand; a probe reads nothing from the disk.
     fn feed_probe(&mut self, id: MemberId) {
-        let last = self.log.last().index;
         let bytes_max = self.options.append_bytes_max;
         let Some(peer) = self.peer_mut(id) else { return };
         let next = peer.next;
-        let entries = self.log.read(next, last, bytes_max).unwrap_or_default();
+        let to = self.append_end(next);
+        let entries = self.log.read(next, to, bytes_max).unwrap_or_default();
         if self.send_append(id, entries)
             && let Some(peer) = self.peer_mut(id)
         {
@@ -75,7 +75,8 @@ impl Raft {
             if self.log.term_at(next - 1).is_none() {
                 return self.want_snapshot(id);
             }
-            match self.log.read(next, last, bytes_max) {
+            let to = self.append_end(next);
+            match self.log.read(next, to, bytes_max) {
                 Some(entries) => self.send_in_window(id, entries),
                 None => {
                     let fetch = PeerFetch {
@@ -87,7 +88,7 @@ impl Raft {
                         peer.fetch = Some(fetch);
                     }
                     // What is not cached is durable; what is not durable cannot be read back.
-                    let to = last.min(self.writes.persisted());
+                    let to = to.min(self.writes.persisted());
                     self.outbox.push(Effect::Fetch {
                         id: fetch.id,
                         from: next,
@@ -106,6 +107,12 @@ impl Raft {
         if let Some(peer) = self.peer_mut(id) {
             peer.poked = false;
         }
+    }
+
+    /// The last entry of an append that begins with `next`, as far as their number goes.
+    fn append_end(&self, next: Index) -> Index {
+        let entries_max = self.options.append_entries_max as Index;
+        self.log.last().index.min(next.saturating_add(entries_max - 1))
     }
 
     fn send_in_window(&mut self, id: MemberId, entries: Vec<Entry>) {

@@ -52,7 +52,10 @@ impl Options {
                 self.window_messages > 0 && self.window_bytes > 0,
                 "the window is empty",
             ),
-            (self.append_bytes_max > 0, "appends would be empty"),
+            (
+                self.append_bytes_max > 0 && self.append_entries_max > 0,
+                "appends would be empty",
+            ),
             (self.apply_bytes_max > 0, "nothing would be applied"),
             (self.entry_bytes_max > 0, "no entry would be small enough"),
             (

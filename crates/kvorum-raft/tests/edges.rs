@@ -18,6 +18,8 @@ fn options() -> Options {
         pre_vote: true,
         lease_reads: false,
         append_bytes_max: 1 << 16,
+        append_entries_max: usize::MAX,
+        check_quorum: 0,
         window_messages: 16,
         window_bytes: 1 << 20,
         uncommitted_bytes_max: 1 << 20,
@@ -209,6 +211,13 @@ fn tm1_options_that_make_no_sense() {
         (
             Options {
                 append_bytes_max: 0,
+                ..options()
+            },
+            "append",
+        ),
+        (
+            Options {
+                append_entries_max: 0,
                 ..options()
             },
             "append",

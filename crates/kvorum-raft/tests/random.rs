@@ -96,6 +96,8 @@ impl World {
             election_timeout: self.timeout,
             heartbeat_interval: self.timeout / 6,
             append_bytes_max: [40, 200, 4000][random.below(3) as usize],
+            append_entries_max: usize::MAX,
+            check_quorum: 0,
             window_messages: 1 + random.below(4) as usize,
             window_bytes: [100, 1000][random.below(2) as usize],
             cache_bytes_max: [0, 150, 1000][random.below(3) as usize],

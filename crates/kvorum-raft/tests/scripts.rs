@@ -29,9 +29,11 @@ macro_rules! scripts {
 
 scripts! {
     aba
+    append_entries
     behind_snapshot
     change_busy
     check_quorum
+    check_quorum_sooner
     cold_start
     config_cut
     config_phantom

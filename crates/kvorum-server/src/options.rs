@@ -212,6 +212,16 @@ pub struct ServeOptions {
     pub election_timeout: Duration,
     /// Heartbeat interval of a leader, at most a fifth of the election timeout.
     pub heartbeat_interval: Duration,
+    /// A leader that no majority answered for a time drawn once from [D, 2D) steps down; zero: for twice the election
+    /// timeout.
+    pub check_quorum: Duration,
+    /// A connection for votes and heartbeats that is not open after this time is given up and tried anew; zero: two
+    /// seconds.
+    pub vote_timeout: Duration,
+    /// A connection for log entries on which nothing is answered for this time is opened anew; zero: never.
+    pub append_timeout: Duration,
+    /// Most entries in one message to a peer.
+    pub append_entries_max: usize,
     /// Serve linearizable reads from a leader lease, without a round of confirmation (rule RD6).
     pub lease_reads: bool,
     /// How much history automatic compaction keeps; zero keeps all of it. A new cluster starts with it.
@@ -268,6 +278,10 @@ impl Default for ServeOptions {
             allow_plaintext: false,
             election_timeout: Duration::from_millis(750),
             heartbeat_interval: Duration::from_millis(100),
+            check_quorum: Duration::ZERO,
+            vote_timeout: Duration::ZERO,
+            append_timeout: Duration::ZERO,
+            append_entries_max: 10_000,
             lease_reads: false,
             history: Duration::from_secs(3600),
             request_timeout: Duration::from_secs(5),
@@ -364,6 +378,7 @@ impl ServeOptions {
         let positive = [
             ("request-bytes-max", self.request_bytes_max),
             ("requests-max", self.requests_max),
+            ("append-entries-max", self.append_entries_max),
             ("connections-max", self.connections_max),
             ("range-bytes-max", self.range_bytes_max),
             ("watch-ring-bytes", self.watch_ring_bytes),
@@ -491,6 +506,13 @@ impl ServeOptions {
                 )
             },
         )?;
+        let patience = self.check_quorum;
+        require(patience.is_zero() || patience >= 2 * heartbeat, || {
+            format!(
+                "check-quorum must be at least two heartbeat-intervals ({:?}); it is {patience:?}",
+                2 * heartbeat
+            )
+        })?;
         require(!self.request_timeout.is_zero(), || {
             "request-timeout must be greater than 0".into()
         })
@@ -628,6 +650,8 @@ mod tests {
         );
         check(|o| o.heartbeat_interval = Duration::ZERO, "heartbeat-interval");
         check(|o| o.requests_max = 0, "requests-max");
+        check(|o| o.append_entries_max = 0, "append-entries-max");
+        check(|o| o.check_quorum = Duration::from_millis(199), "check-quorum");
         check(|o| o.log_bytes_max = 100 << 20, "twice memtable-bytes");
         check(
             |o| o.surfaces.cors = vec!["localhost".into()],

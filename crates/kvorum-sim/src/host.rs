@@ -251,6 +251,8 @@ impl Host {
             pre_vote: true,
             lease_reads: profile.lease_reads,
             append_bytes_max: 4096,
+            append_entries_max: usize::MAX,
+            check_quorum: 0,
             window_messages: 8,
             window_bytes: 16 << 10,
             uncommitted_bytes_max: 256 << 10,

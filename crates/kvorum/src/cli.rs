@@ -53,6 +53,8 @@ pub enum Command {
     Import(verbs::import::ImportArgs),
     /// Print all records as JSON lines, sorted by key
     Export(verbs::export::ExportArgs),
+    /// Write random pairs to the leader
+    Send(verbs::send::SendArgs),
     /// List, add, promote, remove and replace members
     Member(verbs::member::MemberArgs),
     /// Serve the web console, for members that run anywhere
@@ -129,6 +131,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
         Command::Status(args) => block_on(verbs::status::run(args)),
         Command::Import(args) => client(args.client.clone(), verbs::import::run(args)),
         Command::Export(args) => client(args.client.clone(), verbs::export::run(args)),
+        Command::Send(args) => client(args.client.clone(), verbs::send::run(args)),
         Command::Member(args) => client(args.client().clone(), verbs::member::run(args)),
         Command::Ui(args) => block_on(verbs::ui::run(args)),
     }

@@ -90,8 +90,12 @@ pub fn translate(
             .map(|flag| (format!("flag --{flag}"), raft_kv_store::FAMILY)),
     );
     if let [(one, first), (other, second), ..] = found.as_slice() {
+        let how = match &variables.file {
+            Some(file) => format!(" (--env-file= leaves {} out)", file.display()),
+            None => String::new(),
+        };
         return Err(Failure::usage(format!(
-            "{one} belongs to {first}, {other} to {second}: set the words of one system only"
+            "{one} belongs to {first}, {other} to {second}: set the words of one system only{how}"
         )));
     }
     match found.first() {

@@ -5,6 +5,7 @@ pub mod import;
 pub mod kv;
 pub mod member;
 pub mod record;
+pub mod send;
 pub mod status;
 pub mod txn;
 pub mod ui;

@@ -102,6 +102,8 @@ pub fn options(id: MemberId) -> Options {
         pre_vote: true,
         lease_reads: false,
         append_bytes_max: 1 << 16,
+        append_entries_max: usize::MAX,
+        check_quorum: 0,
         window_messages: 16,
         window_bytes: 1 << 20,
         uncommitted_bytes_max: 1 << 20,

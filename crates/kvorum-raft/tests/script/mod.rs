@@ -638,6 +638,8 @@ fn options_of(member: MemberId, settings: &[&str]) -> Result<Options, String> {
             "prevote" => options.pre_vote = value == "on",
             "lease" => options.lease_reads = value == "on",
             "append" => options.append_bytes_max = number()?,
+            "entries" => options.append_entries_max = number()?,
+            "quorum" => options.check_quorum = number()? as u64 * MS,
             "window" => options.window_messages = number()?,
             "uncommitted" => options.uncommitted_bytes_max = number()?,
             "cache" => options.cache_bytes_max = number()?,

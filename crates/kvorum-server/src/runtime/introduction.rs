@@ -79,6 +79,11 @@ async fn ask_all(options: &ServeOptions) -> Vec<Founder> {
         let mut still = Vec::new();
         for address in missing {
             match ask(&address, &options.name).await {
+                Ok(name) if name == options.name => {
+                    tracing::info!("{address} is this member");
+                    let own = founders.iter_mut().filter(|founder| founder.name == name);
+                    own.for_each(|founder| founder.address = address.clone());
+                }
                 Ok(name) if founders.iter().any(|founder| founder.name == name) => {
                     tracing::info!("{address} is {name}, which is listed already");
                 }

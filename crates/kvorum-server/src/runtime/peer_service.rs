@@ -107,7 +107,7 @@ impl PeerService {
         };
         answers.try_send(Ok(first)).expect("a new channel has room");
         let (inbox, metrics, from) = (self.inbox.clone(), self.metrics.clone(), hello.member_id);
-        let farewell = self.farewell.clone();
+        let (farewell, net) = (self.farewell.clone(), self.net.clone());
         tokio::spawn(async move {
             // Held to the end: the dialler hears on it that the stream ended.
             let answers = answers;
@@ -126,6 +126,7 @@ impl PeerService {
                 match PeerMessage::decode(frame.payload) {
                     Ok(message) if message.from == from && from != 0 => {
                         note_message(&metrics, &message);
+                        net.note_answer(&message);
                         inbox(Input::Peer(message));
                     }
                     Ok(_) => break,

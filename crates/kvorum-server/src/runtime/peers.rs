@@ -6,13 +6,15 @@
 //! network, and hears of a broken connection.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvorum_mvcc::ClusterState;
-use kvorum_node::{Input, Lane, PeerMessage};
+use kvorum_node::{Input, Lane, PeerBody, PeerMessage};
 use kvorum_proto::kvorum::v1::peer_client::PeerClient;
 use kvorum_proto::kvorum::v1::{Frame, Hello, JoinRequest, JoinResponse, PeerJoinRequest};
+use kvorum_raft::MessageBody;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -54,6 +56,7 @@ struct Shared {
     on_removed: OnRemoved,
     metrics: Arc<Metrics>,
     runtime: tokio::runtime::Handle,
+    timeouts: PeerTimeouts,
     peers: RwLock<BTreeMap<u64, Peer>>,
     /// Peers that dialled this member, with the addresses they told: a joiner knows no others at first.
     met: Mutex<BTreeMap<u64, Vec<String>>>,
@@ -61,8 +64,19 @@ struct Shared {
     troubles: Mutex<BTreeMap<u64, String>>,
 }
 
+/// How long connections are given; zero: as long as is usual.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PeerTimeouts {
+    /// For one of votes and heartbeats to open.
+    pub(crate) vote: Duration,
+    /// For log entries on one to be answered: after it the connection is opened anew. Usually for ever, as a peer that
+    /// is gone is noticed by the pings.
+    pub(crate) append: Duration,
+}
+
 struct Peer {
     addresses: Vec<String>,
+    answers: Arc<Answers>,
     control: mpsc::Sender<PeerMessage>,
     bulk: mpsc::Sender<PeerMessage>,
     tasks: [JoinHandle<()>; 2],
@@ -84,6 +98,7 @@ impl PeerNet {
         on_removed: OnRemoved,
         metrics: Arc<Metrics>,
         runtime: tokio::runtime::Handle,
+        timeouts: PeerTimeouts,
     ) -> Self {
         let (peers, met, troubles) = (RwLock::default(), Mutex::default(), Mutex::default());
         PeerNet {
@@ -93,6 +108,7 @@ impl PeerNet {
                 on_removed,
                 metrics,
                 runtime,
+                timeouts,
                 peers,
                 met,
                 troubles,
@@ -165,6 +181,19 @@ impl PeerNet {
         }
     }
 
+    /// A peer said something: perhaps it answered log entries.
+    pub(crate) fn note_answer(&self, message: &PeerMessage) {
+        let PeerBody::Raft(raft) = &message.body else {
+            return;
+        };
+        if let MessageBody::AppendReply { prev, .. } = raft.body {
+            let peers = self.shared.peers.read().expect("no panic while held");
+            if let Some(peer) = peers.get(&message.from) {
+                peer.answers.note(prev);
+            }
+        }
+    }
+
     /// Where this peer is reached.
     pub fn addresses(&self, peer: u64) -> Vec<String> {
         let peers = self.shared.peers.read().expect("no panic while held");
@@ -199,15 +228,28 @@ impl PeerNet {
     }
 
     fn start(&self, id: u64, addresses: Vec<String>) -> Peer {
+        let answers = Arc::new(Answers::default());
         let lane = |lane: Lane| {
             let (sender, receiver) = mpsc::channel(LANE_MESSAGES_MAX);
-            let run = run_lane(self.shared.clone(), id, addresses.clone(), lane, receiver);
+            let patience = Patience {
+                at_most: self.shared.timeouts.append,
+                answers: answers.clone(),
+            };
+            let run = run_lane(
+                self.shared.clone(),
+                id,
+                addresses.clone(),
+                lane,
+                receiver,
+                patience,
+            );
             (sender, self.shared.runtime.spawn(run))
         };
         let (control, control_task) = lane(Lane::Control);
         let (bulk, bulk_task) = lane(Lane::Bulk);
         Peer {
             addresses,
+            answers,
             control,
             bulk,
             tasks: [control_task, bulk_task],
@@ -222,10 +264,16 @@ async fn run_lane(
     addresses: Vec<String>,
     lane: Lane,
     mut messages: mpsc::Receiver<PeerMessage>,
+    patience: Patience,
 ) {
     let mut pause = BACKOFF.0;
     for address in addresses.iter().cycle() {
-        match open(&shared, id, address, lane).await {
+        let limit = match (lane, shared.timeouts.vote) {
+            (Lane::Control, limit) if !limit.is_zero() => limit,
+            _ => 2 * CONNECT_TIMEOUT,
+        };
+        let opened = tokio::time::timeout(limit, open(&shared, id, address, lane)).await;
+        match opened.unwrap_or_else(|_| Err(Status::unavailable("the peer does not answer in time"))) {
             Ok(stream) => {
                 shared.troubles.lock().expect("no panic while held").remove(&id);
                 tracing::debug!(peer = %format_args!("{id:016x}"), address, ?lane, "connected to peer");
@@ -233,7 +281,7 @@ async fn run_lane(
                 while messages.try_recv().is_ok() {
                     // Stale: written for a time when nobody could hear it.
                 }
-                if pump(stream, &mut messages).await.is_none() {
+                if pump(stream, &mut messages, &patience).await.is_none() {
                     return;
                 }
                 (shared.inbox)(Input::Unreachable(id));
@@ -352,12 +400,111 @@ pub(crate) async fn ask(address: &str, hello: Hello) -> Result<Hello, Status> {
     Ok(hello)
 }
 
-/// Sends until the connection ends (`Some`) or the peer is none any more (`None`).
-async fn pump(mut stream: Opened, messages: &mut mpsc::Receiver<PeerMessage>) -> Option<()> {
+/// What a peer answered to log entries: how often, and to which append last, by the index that it followed.
+#[derive(Debug, Default)]
+struct Answers {
+    count: AtomicU64,
+    prev: AtomicU64,
+}
+
+impl Answers {
+    fn note(&self, prev: u64) {
+        self.prev.store(prev, Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether this append, or a later one, was answered.
+    fn include(&self, ask: &Ask) -> bool {
+        self.count.load(Ordering::Relaxed) > ask.before && self.prev.load(Ordering::Relaxed) >= ask.prev
+    }
+}
+
+/// An append that was sent.
+#[derive(Clone, Copy, Debug)]
+struct Ask {
+    deadline: Instant,
+    /// The index that it follows.
+    prev: u64,
+    /// How many answers there were before it.
+    before: u64,
+}
+
+/// How long log entries may go unanswered.
+struct Patience {
+    /// Zero: for ever.
+    at_most: Duration,
+    answers: Arc<Answers>,
+}
+
+impl Patience {
+    /// What is to be answered after this message, if anything is.
+    fn after(&self, message: &PeerMessage) -> Option<Ask> {
+        let PeerBody::Raft(raft) = &message.body else {
+            return None;
+        };
+        match &raft.body {
+            MessageBody::Append { prev, .. } if !self.at_most.is_zero() => Some(Ask {
+                deadline: Instant::now() + self.at_most,
+                prev: prev.index,
+                before: self.answers.count.load(Ordering::Relaxed),
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// What of a connection's appends waits for an answer: the oldest that is looked at, and the newest.
+#[derive(Default)]
+struct Unanswered {
+    watched: Option<Ask>,
+    newest: Option<Ask>,
+}
+
+impl Unanswered {
+    fn sent(&mut self, ask: Option<Ask>) {
+        self.newest = ask.or(self.newest);
+        self.watched = self.watched.or(ask);
+    }
+
+    /// The watched one's time is over: whether it was not answered. Otherwise the newest is watched, unless that was
+    /// answered, too.
+    fn is_over(&mut self, answers: &Answers) -> bool {
+        if self.watched.take().is_some_and(|ask| !answers.include(&ask)) {
+            return true;
+        }
+        self.watched = self.newest.take().filter(|ask| !answers.include(ask));
+        false
+    }
+}
+
+/// Sends until the connection ends, or is to be opened anew (`Some`), or the peer is none any more (`None`).
+async fn pump(
+    mut stream: Opened,
+    messages: &mut mpsc::Receiver<PeerMessage>,
+    patience: &Patience,
+) -> Option<()> {
+    let mut unanswered = Unanswered::default();
     loop {
+        let deadline = async {
+            match unanswered.watched {
+                Some(ask) => tokio::time::sleep_until(ask.deadline.into()).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            () = deadline => {
+                if unanswered.is_over(&patience.answers) {
+                    tracing::info!(
+                        "log entries were not answered for {:?}: the connection is opened anew",
+                        patience.at_most
+                    );
+                    return Some(());
+                }
+            }
             message = messages.recv() => {
-                let payload = message?.encode();
+                let message = message?;
+                unanswered.sent(patience.after(&message));
+                let payload = message.encode();
                 if stream.frames.send(Frame { payload, ..Frame::default() }).await.is_err() {
                     return Some(());
                 }
@@ -368,5 +515,48 @@ async fn pump(mut stream: Opened, messages: &mut mpsc::Receiver<PeerMessage>) ->
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(prev: u64, answers: &Answers) -> Option<Ask> {
+        Some(Ask {
+            deadline: Instant::now(),
+            prev,
+            before: answers.count.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Once, when the first of two appends was answered, the second was forgotten: a peer that stood still from then
+    /// on was waited for without end.
+    #[test]
+    fn the_answer_to_one_append_is_none_to_the_next() {
+        let answers = Answers::default();
+        let mut unanswered = Unanswered::default();
+        unanswered.sent(ask(4, &answers));
+        unanswered.sent(ask(5, &answers));
+        answers.note(4);
+        assert!(!unanswered.is_over(&answers), "the first was answered");
+        assert!(unanswered.is_over(&answers), "the second was not");
+
+        let mut unanswered = Unanswered::default();
+        unanswered.sent(ask(6, &answers));
+        unanswered.sent(None);
+        unanswered.sent(ask(7, &answers));
+        answers.note(7);
+        assert!(!unanswered.is_over(&answers), "an answer is one to all before");
+        assert!(unanswered.watched.is_none());
+    }
+
+    #[test]
+    fn an_old_answer_does_not_count_for_an_append_that_is_sent_again() {
+        let answers = Answers::default();
+        answers.note(9);
+        let mut unanswered = Unanswered::default();
+        unanswered.sent(ask(9, &answers));
+        assert!(unanswered.is_over(&answers));
     }
 }

@@ -26,7 +26,7 @@ use super::leadership::Leadership;
 use super::listeners::{ClientListener, Listeners};
 use super::log_thread::{LogWork, run_reader, run_writer};
 use super::peer_service::{Farewell, PeerService};
-use super::peers::{FRAME_BYTES_MAX, Inbox, OnRemoved, PeerNet, WINDOW_BYTES};
+use super::peers::{FRAME_BYTES_MAX, Inbox, OnRemoved, PeerNet, PeerTimeouts, WINDOW_BYTES};
 use super::replica_thread::{self, End, OnCluster, Outlets};
 use super::snapshots::{Built, SnapshotReceiver, SnapshotSender, Stage};
 use super::space::SpaceWatch;
@@ -264,6 +264,10 @@ impl Member {
             on_removed,
             metrics.clone(),
             runtime.clone(),
+            PeerTimeouts {
+                vote: options.vote_timeout,
+                append: options.append_timeout,
+            },
         );
         net.set_peers(peers(options, &identity, &cluster), &cluster.removed);
         let _ = acquaintance.learn(&cluster);
@@ -528,12 +532,17 @@ async fn delay(at_least: Duration, stopped: &watch::Receiver<bool>) -> Result<bo
     if at_least.is_zero() {
         return Ok(false);
     }
-    let micros = at_least.as_micros();
-    let drawn = at_least + Duration::from_micros((random()? % micros.max(1)) as u64);
+    let drawn = drawn(at_least)?;
     tracing::info!("taking part in {drawn:?}");
     let mut stopped = stopped.clone();
     let stop = stopped.wait_for(|stopped| *stopped);
     Ok(tokio::time::timeout(drawn, stop).await.is_ok())
+}
+
+/// A time drawn from [`at_least`, twice that).
+fn drawn(at_least: Duration) -> Result<Duration, StartError> {
+    let micros = at_least.as_micros().max(1);
+    Ok(at_least + Duration::from_micros((random()? % micros) as u64))
 }
 
 /// Starts a thread whose end, wanted or not, is told. A panic is an end, too.
@@ -624,6 +633,8 @@ fn node_options(
         pre_vote: true,
         lease_reads: options.lease_reads,
         append_bytes_max: MIB,
+        append_entries_max: options.append_entries_max,
+        check_quorum: drawn(options.check_quorum)?.as_micros() as u64,
         window_messages: 64,
         window_bytes: 8 * MIB,
         uncommitted_bytes_max: 64 * MIB,

@@ -143,6 +143,8 @@ impl Suite {
             pre_vote: self.pre_vote,
             lease_reads: self.clock.is_some(),
             append_bytes_max: 1 << 16,
+            append_entries_max: usize::MAX,
+            check_quorum: 0,
             // One append a pair, as in etcd's specification.
             window_messages: 1,
             window_bytes: 1 << 20,

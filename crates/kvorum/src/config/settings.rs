@@ -339,6 +339,26 @@ pub(super) static TABLE: &[Setting] = &[
         serve.heartbeat_interval
     ),
     duration!(
+        "check-quorum",
+        "A leader without a majority for a time drawn from [D, 2D) steps down; 0: for two election timeouts",
+        serve.check_quorum
+    ),
+    duration!(
+        "vote-timeout",
+        "A connection for votes not open by then is tried anew; 0: 2s",
+        serve.vote_timeout
+    ),
+    duration!(
+        "append-timeout",
+        "A connection on which log entries go unanswered for so long is opened anew; 0: never",
+        serve.append_timeout
+    ),
+    number!(
+        "append-entries-max",
+        "Most log entries in one message",
+        serve.append_entries_max
+    ),
+    duration!(
         "start-delay",
         "Wait for a time drawn from [D, 2D) before taking part",
         serve.start_delay

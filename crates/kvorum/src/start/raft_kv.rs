@@ -30,18 +30,11 @@ pub const VARIABLES: [&str; 13] = [
     "BADGER_STATE_PATH",
 ];
 
-/// Those without an effect here so far.
-const NOT_YET: [&str; 4] = [
-    "RAFT_REQUEST_VOTE_TIMEOUT",
-    "RAFT_APPEND_ENTRIES_TIMEOUT",
-    "RAFT_STALE_PERIOD",
-    "RAFT_HEARTBEAT_BATCH_SIZE",
-];
-
 /// Beside the port of `RAFT_CLUSTER`.
 const HTTP_PORT: u16 = 7000;
 const ADMIN_PORT: u16 = 6000;
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(300);
+const STALE_PERIOD: Duration = Duration::from_millis(200);
 const HEARTBEAT_PERIOD: Duration = Duration::from_millis(50);
 
 /// The settings that these variables mean.
@@ -139,10 +132,41 @@ fn timing(words: &mut Words, variables: &Variables) -> Result<(), Failure> {
             variable.origin
         ));
     }
-    for name in NOT_YET {
-        if let Some(variable) = variables.get(name) {
-            words.notes.push(format!("{} does nothing yet", variable.origin));
+    stale_period(words, variables, wanted.min(limit))?;
+    peers(words, variables)
+}
+
+/// A leader must have time to be answered.
+fn stale_period(words: &mut Words, variables: &Variables, heartbeat: Duration) -> Result<(), Failure> {
+    let least = 2 * heartbeat;
+    let Some((variable, time)) = milliseconds(variables, "RAFT_STALE_PERIOD")? else {
+        words.default_of(FAMILY, "check-quorum", format_duration(STALE_PERIOD.max(least)));
+        return Ok(());
+    };
+    if time < least {
+        words.notes.push(format!(
+            "RAFT_STALE_PERIOD is {time:?}: it is raised to {least:?}, two heartbeats"
+        ));
+    }
+    words.variable("check-quorum", format_duration(time.max(least)), variable);
+    Ok(())
+}
+
+/// What concerns the messages to the others.
+fn peers(words: &mut Words, variables: &Variables) -> Result<(), Failure> {
+    // Their defaults are short for a machine under load, and here nothing is gained by them.
+    let timeouts = [
+        ("RAFT_REQUEST_VOTE_TIMEOUT", "vote-timeout"),
+        ("RAFT_APPEND_ENTRIES_TIMEOUT", "append-timeout"),
+    ];
+    for (name, key) in timeouts {
+        if let Some((variable, time)) = milliseconds(variables, name)? {
+            words.variable(key, format_duration(time), variable);
         }
+    }
+    words.default_of(FAMILY, "append-entries-max", "10000");
+    if let Some(variable) = variables.get("RAFT_HEARTBEAT_BATCH_SIZE") {
+        words.variable("append-entries-max", variable.text()?.trim(), variable);
     }
     Ok(())
 }
@@ -248,6 +272,16 @@ mod tests {
         check(&[], "data-dir", "/data/state");
         check(&[], "log-dir", "/data/entry");
         check(&[("BADGER_KV_PATH", "/x")], "store-dir", "/x");
+        check(&[], "check-quorum", "200ms");
+        check(&[("RAFT_STALE_PERIOD", "500")], "check-quorum", "500ms");
+        check(&[("RAFT_REQUEST_VOTE_TIMEOUT", "150")], "vote-timeout", "150ms");
+        check(
+            &[("RAFT_APPEND_ENTRIES_TIMEOUT", "150")],
+            "append-timeout",
+            "150ms",
+        );
+        check(&[], "append-entries-max", "10000");
+        check(&[("RAFT_HEARTBEAT_BATCH_SIZE", "7")], "append-entries-max", "7");
         check(&[("LOG_LEVEL", "WARN")], "log-level", "warn");
         check(&[("LOG_LEVEL", "fatal")], "log-level", "error");
     }
@@ -263,6 +297,13 @@ mod tests {
         );
         assert!(
             words.notes[1].contains("RAFT_COMMIT_PERIOD does nothing"),
+            "{:?}",
+            words.notes
+        );
+        let words = translated(&[("RAFT_STALE_PERIOD", "60")]).unwrap();
+        assert_eq!(value(&words, "check-quorum").unwrap(), "100ms");
+        assert!(
+            words.notes[0].contains("RAFT_STALE_PERIOD is 60ms"),
             "{:?}",
             words.notes
         );

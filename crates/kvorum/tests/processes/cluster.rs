@@ -106,8 +106,13 @@ impl Member {
 
     /// SIGTERM.
     pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends a signal to its process.
+    pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.pid() as i32).unwrap();
-        kill_process(pid, Signal::TERM).unwrap();
+        kill_process(pid, signal).unwrap();
     }
 
     /// Waits for its end.

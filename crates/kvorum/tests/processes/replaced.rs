@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kvorum_client::proto::v1::Suffrage;
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::cluster::{Cluster, Member, PATIENCE, client, turn};
 use crate::http::request;
-use crate::program::{Ran, binary, clean, eventually, free_port};
+use crate::program::{Ran, binary, clean, eventually, free_port, run};
 
 /// How a replaced program is started.
 #[derive(Clone, Default)]
@@ -150,6 +151,13 @@ async fn three_members_by_the_flags_of_raft_kv_store() {
         assert!(status == 200 && metrics.contains("raft_node_state"), "{metrics}");
     }
 
+    let sent = run(&["send", "300", "--endpoints", &cluster.endpoints(0).join(",")]).await;
+    let leader = cluster.leader().await;
+    let through = format!("300 pairs written through {}", cluster.members[leader].client);
+    assert!(sent.starts_with(&through), "{sent}");
+    let keys = cluster.members[leader].status().await.unwrap().keys;
+    assert!(keys > 300, "{keys}");
+
     // With peers and clients on one port, a graceful stop is as quick as elsewhere.
     cluster.members[0].terminate();
     let status = cluster.members[0].end(Duration::from_secs(5)).await;
@@ -206,6 +214,11 @@ async fn five_members_by_the_variables_of_raft_kv() {
             ("RAFT_CLUSTER", &list.join(",")),
             ("RAFT_COMMIT_PERIOD", "50"),
             ("RAFT_START_DELAY", "100"),
+            ("RAFT_ELECTION_TIMEOUT", "600"),
+            ("RAFT_REQUEST_VOTE_TIMEOUT", "1000"),
+            ("RAFT_APPEND_ENTRIES_TIMEOUT", "500"),
+            ("RAFT_STALE_PERIOD", "1000"),
+            ("RAFT_HEARTBEAT_BATCH_SIZE", "1000"),
             ("LOG_LEVEL", "INFO"),
             ("BADGER_ENTRY_PATH", "data/entry"),
             ("BADGER_KV_PATH", "kv"),
@@ -251,6 +264,29 @@ async fn five_members_by_the_variables_of_raft_kv() {
     }
     let log = std::fs::read_to_string(&cluster.members[0].log).unwrap();
     assert!(log.contains("RAFT_COMMIT_PERIOD does nothing"), "{log}");
+    asks_anew_where_nothing_is_answered(&mut cluster).await;
+}
+
+/// A member that stands still answers nothing, and its connections stay: after the time that is set they are opened
+/// anew. Once it goes on, it catches up.
+async fn asks_anew_where_nothing_is_answered(cluster: &mut Cluster) {
+    let leader = cluster.leader().await;
+    let still = (leader + 1) % cluster.members.len();
+    cluster.members[still].signal(Signal::STOP);
+    let writer = cluster.members[leader].client();
+    // Whoever leads: on a busy machine that may change.
+    let logs: Vec<PathBuf> = cluster.members.iter().map(|member| member.log.clone()).collect();
+    eventually("a connection is opened anew", PATIENCE, async || {
+        writer.put("while/one/stands/still", "1").await.unwrap();
+        let told = |log: &PathBuf| {
+            let log = std::fs::read_to_string(log).unwrap();
+            log.contains("not answered for 500ms: the connection is opened anew")
+        };
+        logs.iter().any(told).then_some(())
+    })
+    .await;
+    cluster.members[still].signal(Signal::CONT);
+    cluster.check_agreement().await;
 }
 
 /// The variables of a member of dist-kv-store.
@@ -421,7 +457,7 @@ async fn starts_that_cannot_be() {
     missing.run().await.failed(2, &["nowhere.env", "--env-file"]);
 
     // Neither the first member nor told whom to join.
-    let (member, variables) = node("node2", dir.path(), &[]);
+    let (mut member, variables) = node("node2", dir.path(), &[]);
     let mut neither = of(&[]);
     neither.variables = variables.clone();
     neither
@@ -455,4 +491,15 @@ async fn starts_that_cannot_be() {
         !member.data_dir.join("identity").exists(),
         "nothing stands in the way of the next try"
     );
+
+    // Who is told to stop meanwhile does not go on trying.
+    let patient = alone.variables(&[("SERVICE_RAFT_TIMEOUT", "10m")]);
+    start(&mut member, &patient);
+    eventually("it tries", PATIENCE, async || {
+        let log = std::fs::read_to_string(&member.log).unwrap();
+        log.contains("cannot join through").then_some(())
+    })
+    .await;
+    member.terminate();
+    assert!(member.end(Duration::from_secs(10)).await.success());
 }
