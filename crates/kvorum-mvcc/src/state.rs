@@ -263,9 +263,21 @@ impl ClusterState {
         Ok(cluster)
     }
 
+    /// A member says who it is. What the cluster decided about it when it was added is not the member's to change: it
+    /// may say who it is before it has applied its own addition.
+    pub(crate) fn publish_member(&mut self, member: &MemberRecord, writes: &mut Vec<Write>) {
+        let known = self.members.get(&member.id);
+        let promote_when_ready = known.map_or(member.promote_when_ready, |known| known.promote_when_ready);
+        let member = MemberRecord {
+            promote_when_ready,
+            ..member.clone()
+        };
+        self.put_member(&member, writes);
+    }
+
     /// A member says who it is, or is added. One that was removed stays removed; a record of another incarnation
     /// changes nothing, as a data directory never becomes another.
-    pub(crate) fn put_member(&mut self, member: &MemberRecord, writes: &mut Vec<Write>) {
+    fn put_member(&mut self, member: &MemberRecord, writes: &mut Vec<Write>) {
         let known = self.members.get(&member.id);
         let other =
             known.is_some_and(|known| known.incarnation != 0 && known.incarnation != member.incarnation);

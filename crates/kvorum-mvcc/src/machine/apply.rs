@@ -280,7 +280,7 @@ fn administer(
             (cluster.uuid, cluster.election_timeout_ms) = (uuid, election_timeout_ms);
             writes.push(cluster.record());
         }
-        Command::PublishMember(member) => cluster.put_member(&member, writes),
+        Command::PublishMember(member) => cluster.publish_member(&member, writes),
         Command::AddMember(member) => cluster.add_member(&member, writes),
         Command::RemoveMember(id) => cluster.remove_member(id, writes),
         Command::ClusterSetting(setting) => {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use kvorum_client::proto::etcd::DeleteRangeRequest;
 use kvorum_client::{Client, Error, Options};
 use tokio::process::Command;
 
@@ -145,6 +146,12 @@ async fn a_full_disk_refuses_writes_until_there_is_space() {
     }
     assert!(member.is_running());
     assert_eq!(&client.get("before").await.unwrap().unwrap().value[..], b"1");
+    // Whoever makes room begins with a session of their own, which used to be refused.
+    let request = DeleteRangeRequest {
+        key: "before".into(),
+        ..DeleteRangeRequest::default()
+    };
+    assert_eq!(member.client().delete(request).await.unwrap().deleted, 1);
     eventually("the status tells of the full disk", PATIENCE, async || {
         let status = member.status().await?;
         status

@@ -456,6 +456,30 @@ fn oversize_keys_are_refused_at_apply_too() {
     ));
 }
 
+/// A replacement says who it is as soon as it knows the cluster, which is before it has applied its own addition when
+/// the log is long. That took the leader's order to promote it away, and it stayed a learner for ever.
+#[test]
+fn a_newcomer_that_says_who_it_is_too_early_is_still_to_be_promoted() {
+    let mut machine = open(MemStore::new());
+    let added = MemberRecord {
+        id: 1,
+        promote_when_ready: true,
+        ..MemberRecord::default()
+    };
+    let published = MemberRecord {
+        incarnation: 9,
+        promote_when_ready: false,
+        ..added.clone()
+    };
+    apply(&mut machine, Command::AddMember(added));
+    apply(&mut machine, Command::PublishMember(published.clone()));
+    let expected = MemberRecord {
+        promote_when_ready: true,
+        ..published
+    };
+    assert_eq!(machine.cluster().members[&1], expected);
+}
+
 #[test]
 fn the_cluster_is_named_once_and_members_never_come_back() {
     let mut machine = open(MemStore::new());
