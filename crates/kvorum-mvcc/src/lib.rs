@@ -29,7 +29,7 @@ pub use machine::{
     Applied, ApplyEntry, ApplyOutcome, Fatal, Maintenance, OpenError, Options, Payload, RevisionEvents,
     StateMachine,
 };
-pub use read::{HistoryPage, Page, ReadError, ReadView, Reader, Scan, Wanted};
+pub use read::{HistoryPage, KeyspaceHash, Page, ReadError, ReadView, Reader, Scan, Wanted};
 pub use snapshot::{
     FRAME_BYTES_MAX, FRAME_HEADER_BYTES, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotSink,
     frame_bytes,

@@ -1,12 +1,14 @@
 //! Reading the keyspace: views of published revisions, and what they answer.
 
 mod answer;
+mod hash;
 mod scan;
 mod view;
 
 use kvorum_model::{Error, KeyRange, KeyValue, Revision, limits};
 
 pub(crate) use answer::{answer_range, holds};
+pub use hash::KeyspaceHash;
 pub use scan::Scan;
 pub(crate) use scan::{Found, Source, newest, point_at, scan_at};
 pub use view::{HistoryPage, Page, ReadView, Reader, Wanted};

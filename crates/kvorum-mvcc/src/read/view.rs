@@ -260,6 +260,10 @@ impl<S: Store> ReadView<S> {
         Ok(page)
     }
 
+    pub(super) fn store_view(&self) -> &S::View {
+        &self.published.view
+    }
+
     /// A snapshot of this state, to be read on any thread.
     pub fn snapshot(&self) -> SnapshotReader<S::View> {
         SnapshotReader::new(&self.published)
