@@ -67,8 +67,33 @@ pub enum Command {
     RemoveMember(u64),
     /// Change a setting of the whole cluster.
     ClusterSetting(Setting),
+    /// An alarm rises, or is disarmed.
+    SetAlarm {
+        /// What is wrong.
+        alarm: Alarm,
+        /// With which member.
+        member: u64,
+        /// It rises.
+        raised: bool,
+    },
+    /// A member's peers reach it elsewhere from now on; nothing if there is no such member.
+    MoveMember {
+        /// Its ID.
+        id: u64,
+        /// As in [`MemberRecord::peer_addresses`].
+        peer_addresses: Vec<String>,
+    },
     /// Several of these as one (context of a `member replace`); not accepted from clients.
     Batch(Vec<Command>),
+}
+
+/// What all members refuse requests for until it is disarmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Alarm {
+    /// A member is out of space: nothing that needs some is written.
+    NoSpace,
+    /// A member's data is damaged: nothing is written or read.
+    Corrupt,
 }
 
 /// A setting that all members must agree on.
@@ -112,6 +137,8 @@ pub enum Reply {
     Compact,
     /// To [`Command::Register`]: the session's ID.
     Registered(u64),
+    /// To [`Command::SetAlarm`]: whether it stood already.
+    AlarmSet(bool),
     /// To everything else.
     Done,
 }

@@ -15,6 +15,8 @@ pub enum ErrorKind {
     FailedPrecondition,
     /// A limit is reached: free something, or wait.
     Exhausted,
+    /// Data is damaged: an operator must act.
+    DataLoss,
 }
 
 /// Why the state machine, or the check before it, refuses a request. Identical on every replica.
@@ -57,6 +59,8 @@ pub enum Error {
     TooManySessions,
     /// The store or the disk is out of space.
     NoSpace,
+    /// A corruption alarm stands.
+    Corrupt,
     /// A command this version does not know was skipped by every member (an operator's `--skip-entry`).
     Skipped,
 }
@@ -80,6 +84,7 @@ impl Error {
             LeaseNotFound => ErrorKind::NotFound,
             SessionExpired | Skipped => ErrorKind::FailedPrecondition,
             TooManySessions | NoSpace => ErrorKind::Exhausted,
+            Corrupt => ErrorKind::DataLoss,
         }
     }
 }
@@ -109,6 +114,7 @@ impl fmt::Display for Error {
             SessionMismatch => "kvorum: session sequence was used with another request",
             TooManySessions => "kvorum: too many sessions; close some or wait for idle ones to expire",
             NoSpace => "etcdserver: mvcc: database space exceeded",
+            Corrupt => "etcdserver: corrupt cluster",
             Skipped => "kvorum: the entry was skipped by the operator",
         })
     }

@@ -12,7 +12,7 @@ mod types;
 mod validate;
 
 pub use codec::DecodeError;
-pub use command::{Command, Envelope, MemberRecord, Origin, Reply, SessionRef, Setting};
+pub use command::{Alarm, Command, Envelope, MemberRecord, Origin, Reply, SessionRef, Setting};
 pub use error::{Error, ErrorKind};
 pub use types::{
     Compare, CompareResult, CompareTarget, DeleteRangeRequest, DeleteRangeResponse, Event, EventKind,

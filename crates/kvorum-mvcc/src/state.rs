@@ -6,6 +6,7 @@
 //! m u → UUID, timing and settings of the cluster
 //! m n | id → a member's record (an `AddMember` in the entry format)
 //! m x | id → nothing: a member that is gone and never comes back
+//! m a | alarm | member → nothing: an alarm that stands
 //! m h → samples of time and revision
 //! m g → how far background removal has come (this member's own, never digested)
 //! ```
@@ -14,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use bytes::Bytes;
-use kvorum_model::{Command, MemberRecord, Revision, limits};
+use kvorum_model::{Alarm, Command, MemberRecord, Revision, limits};
 
 use crate::layout::{META, corrupt};
 use crate::store::{StoreError, View};
@@ -35,6 +36,7 @@ pub(crate) const REMOVAL_KEY: Bytes = Bytes::from_static(&[META, b'g']);
 const COUNTED_IDS: u64 = 1 << 32;
 const MEMBER: u8 = b'n';
 const REMOVED: u8 = b'x';
+const ALARM: u8 = b'a';
 
 /// What every batch writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,6 +178,8 @@ pub struct ClusterState {
     pub next_member: u64,
     /// What all members agreed on.
     pub settings: Settings,
+    /// The alarms that stand, each with the member that it is about.
+    pub alarms: BTreeSet<(Alarm, u64)>,
 }
 
 /// Settings of the whole cluster, by `ClusterSetting`.
@@ -205,6 +209,7 @@ impl Default for ClusterState {
             removed: BTreeSet::new(),
             next_member: 1,
             settings: Settings::default(),
+            alarms: BTreeSet::new(),
         }
     }
 }
@@ -260,6 +265,10 @@ impl ClusterState {
                 .map_err(|_| corrupt("a removed member's key"))?;
             cluster.removed.insert(u64::from_be_bytes(id));
         }
+        for item in prefixed(view, &[META, ALARM]) {
+            let (key, _) = item?;
+            cluster.alarms.insert(read_alarm_key(&key)?);
+        }
         Ok(cluster)
     }
 
@@ -273,6 +282,42 @@ impl ClusterState {
             ..member.clone()
         };
         self.put_member(&member, writes);
+    }
+
+    /// Whether an alarm of this kind stands, whoever it is about.
+    pub fn has_alarm(&self, alarm: Alarm) -> bool {
+        self.alarms.iter().any(|(standing, _)| *standing == alarm)
+    }
+
+    /// An alarm rises or is disarmed; whether it stood before.
+    pub(crate) fn set_alarm(
+        &mut self,
+        alarm: Alarm,
+        member: u64,
+        raised: bool,
+        writes: &mut Vec<Write>,
+    ) -> bool {
+        let before = self.alarms.contains(&(alarm, member));
+        if raised != before {
+            if raised {
+                self.alarms.insert((alarm, member));
+            } else {
+                self.alarms.remove(&(alarm, member));
+            }
+            writes.push((alarm_key(alarm, member), raised.then(Bytes::new)));
+        }
+        before
+    }
+
+    /// A member's peers reach it elsewhere.
+    pub(crate) fn move_member(&mut self, id: u64, peer_addresses: Vec<String>, writes: &mut Vec<Write>) {
+        if let Some(member) = self.members.get(&id) {
+            let member = MemberRecord {
+                peer_addresses,
+                ..member.clone()
+            };
+            self.put_member(&member, writes);
+        }
     }
 
     /// A member says who it is, or is added. One that was removed stays removed; a record of another incarnation
@@ -305,10 +350,36 @@ impl ClusterState {
         if self.members.remove(&id).is_some() {
             writes.push((id_key(MEMBER, id), None));
         }
+        // Nobody would disarm them any more.
+        for (alarm, member) in self.alarms.clone() {
+            if member == id {
+                self.set_alarm(alarm, member, false, writes);
+            }
+        }
         if self.removed.insert(id) {
             writes.push((id_key(REMOVED, id), Some(Bytes::new())));
         }
     }
+}
+
+fn alarm_key(alarm: Alarm, member: u64) -> Bytes {
+    let mut out = vec![META, ALARM, match alarm {
+        Alarm::NoSpace => 1,
+        Alarm::Corrupt => 2,
+    }];
+    out.extend_from_slice(&member.to_be_bytes());
+    out.into()
+}
+
+fn read_alarm_key(key: &[u8]) -> Result<(Alarm, u64), StoreError> {
+    let unknown = || corrupt("an alarm's key");
+    let (head, member) = key.split_last_chunk::<8>().ok_or_else(unknown)?;
+    let alarm = match head {
+        [META, ALARM, 1] => Alarm::NoSpace,
+        [META, ALARM, 2] => Alarm::Corrupt,
+        _ => return Err(unknown()),
+    };
+    Ok((alarm, u64::from_be_bytes(*member)))
 }
 
 fn id_key(kind: u8, id: u64) -> Bytes {

@@ -71,6 +71,7 @@ pub fn status_of(error: &Error) -> Status {
         ErrorKind::NotFound => Code::NotFound,
         ErrorKind::FailedPrecondition => Code::FailedPrecondition,
         ErrorKind::Exhausted => Code::ResourceExhausted,
+        ErrorKind::DataLoss => Code::DataLoss,
     };
     Status::new(code, error.to_string())
 }

@@ -1,7 +1,12 @@
 //! The local state as the services read it, whatever store is below.
 
 use kvorum_model::{Error, KeyRange, RangeRequest, RangeResponse, Revision, TxnRequest, TxnResponse};
-use kvorum_mvcc::{Page, ReadError, ReadView, Reader, Store, StoreError};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kvorum_mvcc::{
+    ClusterState, KeyspaceHash, Page, ReadError, ReadView, Reader, SnapshotReader, Store, StoreError, View,
+};
 
 /// Why the local state does not answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +58,14 @@ pub struct Facts {
     pub digest: u128,
 }
 
+/// Yields a snapshot's frames, then nothing; `restart` begins again with the same bytes.
+pub trait SnapshotFrames: Send {
+    /// The next frame.
+    fn next_frame(&mut self) -> Result<Option<Bytes>, StoreError>;
+    /// Goes back to the first.
+    fn restart(&mut self);
+}
+
 /// The state machine's state on this member. Each call sees one consistent view of its own; none is kept open
 /// between calls. All but [`LocalState::facts`] may read from the disk.
 pub trait LocalState: Send + Sync {
@@ -73,6 +86,18 @@ pub trait LocalState: Send + Sync {
         records_max: usize,
         bytes_max: usize,
     ) -> Result<Seen<Page>, StateError>;
+
+    /// The members, settings and alarms; cheap.
+    fn cluster(&self) -> Arc<ClusterState>;
+
+    /// etcd's hash of the keyspace up to a revision (0: the newest).
+    fn hash_kv(&self, revision: Revision) -> Result<Seen<KeyspaceHash>, StateError>;
+
+    /// A hash of everything that members have in common.
+    fn hash(&self) -> Result<Seen<u32>, StateError>;
+
+    /// A snapshot of the newest view, which it keeps open.
+    fn snapshot(&self) -> Box<dyn SnapshotFrames>;
 }
 
 /// Asks a fresh view, and another one should the store have ended it early.
@@ -125,5 +150,31 @@ impl<S: Store> LocalState for Reader<S> {
         bytes_max: usize,
     ) -> Result<Seen<Page>, StateError> {
         on_view(self, |view| view.page(range, at, records_max, bytes_max))
+    }
+
+    fn cluster(&self) -> Arc<ClusterState> {
+        self.view().cluster()
+    }
+
+    fn hash_kv(&self, revision: Revision) -> Result<Seen<KeyspaceHash>, StateError> {
+        on_view(self, |view| view.hash_kv(revision))
+    }
+
+    fn hash(&self) -> Result<Seen<u32>, StateError> {
+        on_view(self, ReadView::hash)
+    }
+
+    fn snapshot(&self) -> Box<dyn SnapshotFrames> {
+        Box::new(self.view().snapshot())
+    }
+}
+
+impl<V: View> SnapshotFrames for SnapshotReader<V> {
+    fn next_frame(&mut self) -> Result<Option<Bytes>, StoreError> {
+        SnapshotReader::next_frame(self)
+    }
+
+    fn restart(&mut self) {
+        SnapshotReader::restart(self);
     }
 }

@@ -16,6 +16,7 @@ const TXN: u8 = 3;
 const COMPACT: u8 = 4;
 const REGISTERED: u8 = 5;
 const DONE: u8 = 6;
+const ALARM_SET: u8 = 12;
 
 pub(super) fn result(out: &mut impl Sink, result: &Result<Reply, Error>) {
     match result {
@@ -58,6 +59,10 @@ fn reply(out: &mut impl Sink, reply: &Reply) {
             out.u64(*id);
         }
         Reply::Done => out.u8(DONE),
+        Reply::AlarmSet(before) => {
+            out.u8(ALARM_SET);
+            out.u8((*before).into());
+        }
     }
 }
 
@@ -69,6 +74,7 @@ fn read_reply(reader: &mut Reader) -> Result<Reply, DecodeError> {
         COMPACT => Reply::Compact,
         REGISTERED => Reply::Registered(reader.u64("the session")?),
         DONE => Reply::Done,
+        ALARM_SET => Reply::AlarmSet(reader.flags(1, "alarm reply flags")? != 0),
         0 => return Err(reader.malformed("reply 0")),
         tag => {
             return Err(DecodeError::Newer {
@@ -197,7 +203,7 @@ fn read_op(reader: &mut Reader, depth: usize) -> Result<ResponseOp, DecodeError>
 const KEY_TOO_LARGE: u8 = 2;
 
 /// The numbers of the errors that carry nothing. Never reused.
-const ERRORS: [(u8, Error); 16] = [
+const ERRORS: [(u8, Error); 17] = [
     (1, Error::EmptyKey),
     (3, Error::KeyNotFound),
     (4, Error::ValueProvided),
@@ -214,6 +220,7 @@ const ERRORS: [(u8, Error); 16] = [
     (15, Error::TooManySessions),
     (16, Error::NoSpace),
     (17, Error::Skipped),
+    (24, Error::Corrupt),
 ];
 
 fn error(out: &mut impl Sink, error: &Error) {

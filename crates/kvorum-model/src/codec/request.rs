@@ -3,7 +3,7 @@
 use super::DecodeError;
 use super::limits::TXN_DEPTH_MAX;
 use super::primitive::{Reader, Sink};
-use crate::command::{Command, MemberRecord, Setting};
+use crate::command::{Alarm, Command, MemberRecord, Setting};
 use crate::types::{
     Compare, CompareResult, CompareTarget, DeleteRangeRequest, KeyRange, PutRequest, RangeRequest, RequestOp,
     SortOrder, SortTarget, TxnRequest,
@@ -21,6 +21,8 @@ const ADD_MEMBER: u8 = 9;
 const REMOVE_MEMBER: u8 = 10;
 const CLUSTER_SETTING: u8 = 11;
 const BATCH: u8 = 12;
+const SET_ALARM: u8 = 20;
+const MOVE_MEMBER: u8 = 21;
 
 pub(super) fn command(out: &mut impl Sink, command: &Command) {
     match command {
@@ -78,6 +80,24 @@ pub(super) fn command(out: &mut impl Sink, command: &Command) {
                 }
             }
         }
+        Command::SetAlarm {
+            alarm,
+            member,
+            raised,
+        } => {
+            out.u8(SET_ALARM);
+            out.u8(match alarm {
+                Alarm::NoSpace => 1,
+                Alarm::Corrupt => 2,
+            });
+            out.u64(*member);
+            out.u8((*raised).into());
+        }
+        Command::MoveMember { id, peer_addresses } => {
+            out.u8(MOVE_MEMBER);
+            out.u64(*id);
+            out.list(peer_addresses, |out, address| out.bytes(address.as_bytes()));
+        }
         Command::Batch(commands) => {
             out.u8(BATCH);
             out.list(commands, |out, item| self::command(out, item));
@@ -126,6 +146,24 @@ fn read_simple(reader: &mut Reader, tag: u8) -> Result<Command, DecodeError> {
                 });
             }
         }),
+        SET_ALARM => Command::SetAlarm {
+            alarm: match reader.u8("the alarm")? {
+                1 => Alarm::NoSpace,
+                2 => Alarm::Corrupt,
+                tag => {
+                    return Err(DecodeError::Newer {
+                        what: "alarm",
+                        value: tag.into(),
+                    });
+                }
+            },
+            member: reader.u64("the member")?,
+            raised: reader.flags(1, "alarm flags")? != 0,
+        },
+        MOVE_MEMBER => Command::MoveMember {
+            id: reader.u64("the member")?,
+            peer_addresses: reader.list(4, "peer addresses", |reader| reader.string("a peer address"))?,
+        },
         0 => return Err(reader.malformed("command 0")),
         tag => {
             return Err(DecodeError::Newer {

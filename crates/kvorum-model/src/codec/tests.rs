@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::command::{MemberRecord, Setting};
+use crate::command::{Alarm, MemberRecord, Setting};
 use crate::types::*;
 
 /// splitmix64
@@ -149,7 +149,7 @@ impl Rng {
     }
 
     fn command(&mut self) -> Command {
-        match self.below(9) {
+        match self.below(11) {
             0 => Command::Put(self.put()),
             1 => Command::DeleteRange(self.delete()),
             2 => Command::Txn(self.txn(1)),
@@ -161,6 +161,15 @@ impl Rng {
                 election_timeout_ms: self.below(1000),
             },
             7 => Command::Batch(self.many(Rng::administration)),
+            8 => Command::SetAlarm {
+                alarm: if self.flip() { Alarm::NoSpace } else { Alarm::Corrupt },
+                member: self.number() as u64,
+                raised: self.flip(),
+            },
+            9 => Command::MoveMember {
+                id: self.number() as u64,
+                peer_addresses: self.many(Rng::text),
+            },
             _ => self.administration(),
         }
     }

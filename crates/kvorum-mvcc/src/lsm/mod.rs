@@ -343,6 +343,15 @@ impl Shared {
     }
 }
 
+impl LsmStore {
+    /// What writes all tables anew, without what was deleted or replaced, on whatever thread runs it; nothing waits
+    /// for it but its caller. What only memory holds is not in it: flush before.
+    pub fn rewrite(&self) -> impl FnOnce() -> Result<(), StoreError> + Send + 'static {
+        let shared = self.shared.clone();
+        move || Ok(shared.rewrite()?)
+    }
+}
+
 impl Store for LsmStore {
     type View = LsmView;
 
@@ -429,6 +438,8 @@ impl Store for LsmStore {
     }
 
     fn disk_bytes(&self) -> u64 {
-        guarded("adding up the tables", || Ok(self.shared.tree.disk_space())).unwrap_or(0)
+        let memtables = lock(&self.shared.structure).memtables();
+        let waiting: u64 = memtables.iter().map(|memtable| memtable.size()).sum();
+        waiting + guarded("adding up the tables", || Ok(self.shared.tree.disk_space())).unwrap_or(0)
     }
 }

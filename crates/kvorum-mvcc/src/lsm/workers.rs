@@ -22,6 +22,8 @@ use super::{L0_RUNS_MAX, SEALED_MAX, Shared, lock, shape};
 
 /// How long a worker waits before it tries a full disk again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Size of the tables that a rewriting of all makes; the tree's own choice for its last level.
+const REWRITTEN_TABLE_BYTES: u64 = 64 << 20;
 
 /// Which memtables there are.
 ///
@@ -77,6 +79,9 @@ pub(super) struct Control {
     l0_runs: usize,
     /// The tree has changed since the compaction looked at it.
     compact: bool,
+    /// How often all tables were to be written anew, and how often they were.
+    rewrites_wanted: u64,
+    rewrites_done: u64,
 }
 
 impl Control {
@@ -153,11 +158,22 @@ fn compact_loop(shared: &Shared) {
     let strategy = Arc::new(Leveled::default());
     loop {
         let mut control = lock(&shared.control);
-        while !control.ended() && !control.compact {
+        while !control.ended() && !control.compact && control.rewrites_done == control.rewrites_wanted {
             control = shared.work.wait(control).unwrap_or_else(PoisonError::into_inner);
         }
         if control.ended() {
             return;
+        }
+        if control.rewrites_done < control.rewrites_wanted {
+            let wanted = control.rewrites_wanted;
+            drop(control);
+            let result = caught("rewriting all tables", || shared.rewrite_step());
+            if result.is_ok() {
+                lock(&shared.control).rewrites_done = wanted;
+                shared.progress.notify_all();
+            }
+            shared.report(result);
+            continue;
         }
         control.compact = false;
         drop(control);
@@ -212,6 +228,40 @@ impl Shared {
         }
         drop(memtable);
         self.changed(Some(mark))
+    }
+
+    /// Has the compaction's thread merge all tables, and waits until it has.
+    pub(super) fn rewrite(&self) -> Result<(), Fault> {
+        let mut control = lock(&self.control);
+        control.rewrites_wanted += 1;
+        let wanted = control.rewrites_wanted;
+        self.work.notify_all();
+        while control.rewrites_done < wanted {
+            if control.ended() {
+                return Err(control.latched.clone().unwrap_or(Fault::Stopped));
+            }
+            if control.no_space {
+                return Err(Fault::NoSpace("the store's disk is full".into()));
+            }
+            control = self
+                .progress
+                .wait(control)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+
+    fn rewrite_step(&self) -> Result<(), Fault> {
+        self.settle()?;
+        {
+            let _busy = self.tables_busy.read().unwrap_or_else(PoisonError::into_inner);
+            let watermark = self.published.number();
+            guarded("rewriting all tables", || {
+                self.tree.major_compact(REWRITTEN_TABLE_BYTES, watermark)
+            })?;
+            self.publish(&lock(&self.structure))?;
+        }
+        self.changed(None)
     }
 
     /// Lets the tree make one change, if it sees one to make, and comes back for the next.

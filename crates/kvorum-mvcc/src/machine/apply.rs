@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kvorum_model::{Command, Envelope, Error, Origin, Reply, RequestOp, Revision, Setting, limits};
+use kvorum_model::{Alarm, Command, Envelope, Error, Origin, Reply, RequestOp, Revision, Setting, limits};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::core::Core;
@@ -191,6 +191,9 @@ impl<V: View> Core<V> {
     }
 
     fn run(&mut self, command: Command) -> Result<Result<Reply, Error>, StoreError> {
+        if let Some(error) = self.alarmed(&command) {
+            return Ok(Err(error));
+        }
         let reply = match command {
             Command::Put(request) => self.put(request).map(Reply::Put),
             Command::DeleteRange(request) => self.delete_range(request).map(Reply::DeleteRange),
@@ -206,6 +209,18 @@ impl<V: View> Core<V> {
                 self.sessions.expire(&ids, self.state.time_ms, &mut self.writes);
                 Ok(Reply::Done)
             }
+            Command::SetAlarm {
+                alarm,
+                member,
+                raised,
+            } => {
+                let mut cluster = (*self.cluster).clone();
+                let before = cluster.set_alarm(alarm, member, raised, &mut self.writes);
+                if before != raised {
+                    self.cluster = Arc::new(cluster);
+                }
+                Ok(Reply::AlarmSet(before))
+            }
             other => {
                 self.administer(other);
                 Ok(Reply::Done)
@@ -216,6 +231,22 @@ impl<V: View> Core<V> {
             Err(ReadError::Request(error)) => Ok(Err(error)),
             Err(ReadError::Store(error)) => Err(error),
             Err(ReadError::TooLarge { .. }) => unreachable!("applying sets no limit to an answer"),
+        }
+    }
+
+    /// What the alarms that stand refuse, as in etcd.
+    fn alarmed(&self, command: &Command) -> Option<Error> {
+        let is_of_keys = |command: &Command| match command {
+            Command::Put(_) | Command::DeleteRange(_) | Command::Txn(_) | Command::Compact(_) => true,
+            other => other.needs_space(),
+        };
+        if self.cluster.alarms.is_empty() {
+            None
+        } else if self.cluster.has_alarm(Alarm::Corrupt) && is_of_keys(command) {
+            Some(Error::Corrupt)
+        } else {
+            let full = self.cluster.has_alarm(Alarm::NoSpace) && command.needs_space();
+            full.then_some(Error::NoSpace)
         }
     }
 
@@ -283,6 +314,7 @@ fn administer(
         Command::PublishMember(member) => cluster.publish_member(&member, writes),
         Command::AddMember(member) => cluster.add_member(&member, writes),
         Command::RemoveMember(id) => cluster.remove_member(id, writes),
+        Command::MoveMember { id, peer_addresses } => cluster.move_member(id, peer_addresses, writes),
         Command::ClusterSetting(setting) => {
             match setting {
                 Setting::KeyBytesMax(bytes) => {

@@ -397,6 +397,22 @@ impl<S: Store> StateMachine<S> {
         Ok(Maintenance { removed, pending })
     }
 
+    /// One step of removal whatever the rate limit says; whether there is more to remove.
+    pub fn remove_now(&mut self) -> Result<bool, StoreError> {
+        let compacted = self.core.state.compacted;
+        let view = self.store.view();
+        if let Some(mut step) = self.removal.step(&view, compacted, removal::STEP_RECORDS_MAX as usize)? {
+            let writes = std::mem::take(&mut step.writes);
+            self.store.write(Batch {
+                writes,
+                mark: self.core.state.index,
+            })?;
+            self.removal.done(step);
+            self.publish();
+        }
+        Ok(self.removal.is_pending(compacted))
+    }
+
     /// Shows readers the state as it stands.
     fn publish(&mut self) {
         self.core.view = self.store.view();

@@ -17,7 +17,7 @@ use crate::state::{Fields, REMOVAL_KEY};
 use crate::store::{StoreError, View};
 
 /// Most records of one step, whatever the rate limit allows.
-const STEP_RECORDS_MAX: u64 = 1000;
+pub(super) const STEP_RECORDS_MAX: u64 = 1000;
 
 /// How far removal has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -106,6 +106,12 @@ impl<V: View> SnapshotReader<V> {
         self.next = Next::Chunk;
     }
 
+    /// Goes back to the header. What follows are the same bytes again.
+    pub fn restart(&mut self) {
+        self.chunks.clear();
+        self.next = Next::Header;
+    }
+
     fn header_hash(&self) -> Hash {
         self.header_hash.unwrap_or_else(|| self.header.encode().1)
     }

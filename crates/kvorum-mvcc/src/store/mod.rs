@@ -87,7 +87,7 @@ pub trait Store: Send + Sync + 'static {
     /// The highest mark whose batches, and all before them, survive a crash. 0 for a new store.
     fn flushed_mark(&self) -> u64;
 
-    /// Bytes on disk (for the in-memory stores: bytes of the live records).
+    /// Bytes on disk, and of what waits in memory to be written there (for the in-memory stores: bytes of the live records).
     fn disk_bytes(&self) -> u64;
 
     /// Loads records into a store that was never written to, for a snapshot. Keys ascend strictly within a call
