@@ -363,10 +363,14 @@ impl ClusterState {
 }
 
 fn alarm_key(alarm: Alarm, member: u64) -> Bytes {
-    let mut out = vec![META, ALARM, match alarm {
-        Alarm::NoSpace => 1,
-        Alarm::Corrupt => 2,
-    }];
+    let mut out = vec![
+        META,
+        ALARM,
+        match alarm {
+            Alarm::NoSpace => 1,
+            Alarm::Corrupt => 2,
+        },
+    ];
     out.extend_from_slice(&member.to_be_bytes());
     out.into()
 }

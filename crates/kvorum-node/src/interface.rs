@@ -70,6 +70,13 @@ pub enum AdminRequest {
         /// Its successor; `id` is given by the leader.
         new: MemberRecord,
     },
+    /// One of the above, after the checks that etcd makes with `strict-reconfig-check`.
+    Checked {
+        /// The request; not [`AdminRequest::Register`].
+        request: Box<AdminRequest>,
+        /// Most learners that are not on their way to a vote.
+        learners_max: usize,
+    },
     /// Hand leadership to this member, or with 0 to the best one.
     Transfer(MemberId),
 }
@@ -100,6 +107,14 @@ pub enum AdminError {
     NotReady(MemberId),
     /// The name belongs to this member, which was heard of not long ago.
     InUse(MemberId),
+    /// Too few voters have started for a majority of the new configuration.
+    NotEnoughStarted,
+    /// Only a learner can be promoted.
+    NotLearner(MemberId),
+    /// Another member has one of these peer addresses.
+    AddressInUse,
+    /// There are as many learners as may be.
+    TooManyLearners,
     /// The change makes no sense.
     Invalid(String),
     /// Appended, then leadership was lost: it may have happened.

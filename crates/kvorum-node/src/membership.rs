@@ -10,6 +10,8 @@ use rustc_hash::FxHashMap;
 use crate::interface::{AdminError, AdminReply, AdminRequest, Effect};
 use crate::node::{Context, Node};
 
+mod checks;
+
 #[derive(Debug)]
 struct Pending {
     /// The caller's number; none for a promotion that the leader does by itself.
@@ -55,6 +57,13 @@ impl Node {
             return context.admin_done(id, Err(AdminError::Busy));
         }
         let request = match request {
+            AdminRequest::Checked {
+                request,
+                learners_max,
+            } => match self.check_as_etcd(&request, learners_max) {
+                Ok(()) => *request,
+                Err(error) => return context.admin_done(id, Err(error)),
+            },
             AdminRequest::Register(record) => match self.registration(context, record) {
                 Registration::Change(request) => request,
                 Registration::Done(result) => return context.admin_done(id, result),
@@ -118,7 +127,9 @@ impl Node {
                     Some(id),
                 )
             }
-            AdminRequest::Register(_) | AdminRequest::Transfer(_) => unreachable!("handled by the caller"),
+            AdminRequest::Register(_) | AdminRequest::Transfer(_) | AdminRequest::Checked { .. } => {
+                unreachable!("handled by the caller")
+            }
         })
     }
 
@@ -309,8 +320,14 @@ impl Node {
         let known = self.cluster.members.get(&self.id());
         let record = MemberRecord {
             promote_when_ready: known.is_some_and(|known| known.promote_when_ready),
+            peer_addresses: match known {
+                // An operator moved it since this start: where it is now is what it is told at its next start.
+                Some(known) if self.introduced => known.peer_addresses.clone(),
+                _ => self.options.record.peer_addresses.clone(),
+            },
             ..self.options.record.clone()
         };
+        self.introduced |= known == Some(&record);
         if known != Some(&record) && self.raft.leader() != 0 && context.now >= self.introduce_again_at {
             self.introduce_again_at = context.now + 2 * self.options.raft.election_timeout;
             self.propose_internal(context, Command::PublishMember(record));

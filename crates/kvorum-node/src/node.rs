@@ -78,6 +78,8 @@ pub struct Node {
     persisted: Seq,
     installs: Installs,
     pub(crate) introduce_again_at: Micros,
+    /// The cluster knew this member as it was started, at some time since.
+    pub(crate) introduced: bool,
     known: (u64, MemberId, Role),
     /// Since when `known` stands; of a leader, since when it leads.
     pub(crate) known_since: Micros,
@@ -125,6 +127,7 @@ impl Node {
             persisted: 0,
             installs: Installs::default(),
             introduce_again_at: 0,
+            introduced: false,
             known,
             known_since: now,
             leaderless_since: Some(now),

@@ -133,6 +133,7 @@ fn serve(workers: usize) -> HttpServer {
         started: Instant::now(),
         surfaces: Arc::default(),
         forward_join: no_peers(),
+        operations: Default::default(),
     };
     let answer = move || answer_at_once(&mailbox, &port);
     std::thread::Builder::new()

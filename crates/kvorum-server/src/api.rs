@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvorum_model::{Command, CommandLimits, Revision};
+use kvorum_model::{Alarm, Command, CommandLimits, Revision};
 use kvorum_mvcc::Applied;
 use kvorum_proto::etcdserverpb::ResponseHeader;
 use kvorum_proto::etcdserverpb::cluster_server::ClusterServer;
@@ -22,6 +22,7 @@ use crate::handle::{ReadError, ReplicaHandle, WriteError};
 use crate::http::Phase;
 use crate::joining::ForwardJoin;
 use crate::metrics::Metrics;
+use crate::operations::Operations;
 use crate::options::SurfaceOptions;
 use crate::reads::Reads;
 use crate::rest::RestApi;
@@ -34,6 +35,9 @@ use crate::watching::WatchHandle;
 
 /// What gRPC adds to a request of the largest size: above it the message is not even read (etcd's grpcOverheadBytes).
 pub const WIRE_OVERHEAD_BYTES: usize = 512 * 1024;
+
+/// What etcd's quota counts for a record beside key and value.
+const RECORD_OVERHEAD_BYTES: usize = 256;
 
 /// What all services share. Cheap to clone.
 #[derive(Clone)]
@@ -54,6 +58,8 @@ pub struct Core {
     pub surfaces: Arc<SurfaceOptions>,
     /// How a joiner's announcement reaches the leader, should another member lead.
     pub forward_join: ForwardJoin,
+    /// What operators' requests need of the member.
+    pub operations: Operations,
 }
 
 impl std::fmt::Debug for Core {
@@ -97,14 +103,45 @@ impl Core {
         command: Command,
     ) -> Result<Applied, WriteError> {
         context.check_leader_for_write(&self.handle)?;
+        let needs_space = command.needs_space();
+        if needs_space && !self.has_room_for(command.encoded_len() + RECORD_OVERHEAD_BYTES) {
+            self.note_full(context);
+            return Err(WriteError::Refused(kvorum_model::Error::NoSpace));
+        }
         let result = self
             .handle
             .write_within(limits, command, context.session, context.deadline)
             .await;
+        let full = WriteError::Refused(kvorum_model::Error::NoSpace);
+        if needs_space && result.as_ref() == Err(&full) {
+            self.note_full(context);
+        }
         if !matches!(result, Ok(_) | Err(WriteError::Refused(_))) {
             self.metrics.proposals_failed.add_one();
         }
         result
+    }
+
+    /// A write was refused for want of space. Where the alarm is to stay, as in etcd, all members hear of it; the
+    /// refusal does not wait for that.
+    fn note_full(&self, context: &Context) {
+        let member = self.handle.identity().member_id;
+        let alarm = (Alarm::NoSpace, member);
+        if !self.operations.quota.alarm_stays || self.handle.state().cluster().alarms.contains(&alarm) {
+            return;
+        }
+        let (core, context) = (
+            self.clone(),
+            Context {
+                session: None,
+                ..*context
+            },
+        );
+        tokio::spawn(async move {
+            if let Err(status) = core.set_alarm(&context, Alarm::NoSpace, member, true).await {
+                tracing::warn!("the alarm for want of space was not raised: {}", status.message());
+            }
+        });
     }
 
     pub(crate) async fn barrier(&self, context: &Context) -> Result<(), ReadError> {

@@ -144,7 +144,8 @@ fn refusal(error: &AdminError, name: &str) -> Status {
             Status::failed_precondition(format!("kvorum: {what}")),
             Outcome::NotApplied,
         ),
-        Busy | NotReady(_) | UnknownMember(_) => (
+        Busy | NotReady(_) | UnknownMember(_) | NotEnoughStarted | NotLearner(_) | AddressInUse
+        | TooManyLearners => (
             unavailable("kvorum: another change of the membership is under way, or the leader is new; retry"),
             Outcome::NotApplied,
         ),

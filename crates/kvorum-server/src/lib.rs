@@ -14,6 +14,7 @@ pub mod local;
 pub mod mailbox;
 pub mod metrics;
 mod names;
+pub mod operations;
 pub mod options;
 pub mod pending;
 pub mod reads;

@@ -1,12 +1,14 @@
 //! The local state as the services read it, whatever store is below.
 
-use kvorum_model::{Error, KeyRange, RangeRequest, RangeResponse, Revision, TxnRequest, TxnResponse};
+use kvorum_model::{Alarm, Error, KeyRange, RangeRequest, RangeResponse, Revision, TxnRequest, TxnResponse};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kvorum_mvcc::{
     ClusterState, KeyspaceHash, Page, ReadError, ReadView, Reader, SnapshotReader, Store, StoreError, View,
 };
+
+use kvorum_raft::Configuration;
 
 /// Why the local state does not answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +92,9 @@ pub trait LocalState: Send + Sync {
     /// The members, settings and alarms; cheap.
     fn cluster(&self) -> Arc<ClusterState>;
 
+    /// Who votes and who listens (unless no entry has said so), and the members, both as of one applied entry.
+    fn membership(&self) -> (Option<Configuration>, Arc<ClusterState>);
+
     /// etcd's hash of the keyspace up to a revision (0: the newest).
     fn hash_kv(&self, revision: Revision) -> Result<Seen<KeyspaceHash>, StateError>;
 
@@ -121,6 +126,17 @@ fn on_view<S: Store, T>(
     }
 }
 
+/// As [`on_view`], unless a corruption alarm stands.
+fn on_sound_view<S: Store, T>(
+    reader: &Reader<S>,
+    ask: impl Fn(&ReadView<S>) -> Result<T, ReadError>,
+) -> Result<Seen<T>, StateError> {
+    on_view(reader, |view| match view.has_alarm(Alarm::Corrupt) {
+        true => Err(Error::Corrupt.into()),
+        false => ask(view),
+    })
+}
+
 impl<S: Store> LocalState for Reader<S> {
     fn facts(&self) -> Facts {
         let view = self.view();
@@ -135,11 +151,11 @@ impl<S: Store> LocalState for Reader<S> {
     }
 
     fn range(&self, request: &RangeRequest, bytes_max: usize) -> Result<Seen<RangeResponse>, StateError> {
-        on_view(self, |view| view.range_within(request, bytes_max))
+        on_sound_view(self, |view| view.range_within(request, bytes_max))
     }
 
     fn read_txn(&self, txn: &TxnRequest, bytes_max: usize) -> Result<Seen<TxnResponse>, StateError> {
-        on_view(self, |view| view.txn(txn, bytes_max))
+        on_sound_view(self, |view| view.txn(txn, bytes_max))
     }
 
     fn page(
@@ -149,11 +165,16 @@ impl<S: Store> LocalState for Reader<S> {
         records_max: usize,
         bytes_max: usize,
     ) -> Result<Seen<Page>, StateError> {
-        on_view(self, |view| view.page(range, at, records_max, bytes_max))
+        on_sound_view(self, |view| view.page(range, at, records_max, bytes_max))
     }
 
     fn cluster(&self) -> Arc<ClusterState> {
         self.view().cluster()
+    }
+
+    fn membership(&self) -> (Option<Configuration>, Arc<ClusterState>) {
+        let view = self.view();
+        (Configuration::decode(&view.configuration()).ok(), view.cluster())
     }
 
     fn hash_kv(&self, revision: Revision) -> Result<Seen<KeyspaceHash>, StateError> {

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use crate::operations::Quota;
+
 /// Longest member name and cluster token, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Most founders of a cluster.
@@ -224,6 +226,8 @@ pub struct ServeOptions {
     pub append_entries_max: usize,
     /// Serve linearizable reads from a leader lease, without a round of confirmation (rule RD6).
     pub lease_reads: bool,
+    /// How large the store may become.
+    pub quota: Quota,
     /// How much history automatic compaction keeps; zero keeps all of it. A new cluster starts with it.
     pub history: Duration,
     /// Longest a request waits, if its caller sets no shorter deadline.
@@ -283,6 +287,7 @@ impl Default for ServeOptions {
             append_timeout: Duration::ZERO,
             append_entries_max: 10_000,
             lease_reads: false,
+            quota: Quota::default(),
             history: Duration::from_secs(3600),
             request_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(10),

@@ -129,7 +129,9 @@ impl Reads {
 }
 
 /// Runs what may block on a thread that may.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Status> {
     let stopped = |_| Status::unavailable("etcdserver: server stopped");
     tokio::task::spawn_blocking(work).await.map_err(stopped)
 }

@@ -162,7 +162,11 @@ impl Rng {
             },
             7 => Command::Batch(self.many(Rng::administration)),
             8 => Command::SetAlarm {
-                alarm: if self.flip() { Alarm::NoSpace } else { Alarm::Corrupt },
+                alarm: if self.flip() {
+                    Alarm::NoSpace
+                } else {
+                    Alarm::Corrupt
+                },
                 member: self.number() as u64,
                 raised: self.flip(),
             },

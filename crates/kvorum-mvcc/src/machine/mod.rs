@@ -401,7 +401,10 @@ impl<S: Store> StateMachine<S> {
     pub fn remove_now(&mut self) -> Result<bool, StoreError> {
         let compacted = self.core.state.compacted;
         let view = self.store.view();
-        if let Some(mut step) = self.removal.step(&view, compacted, removal::STEP_RECORDS_MAX as usize)? {
+        if let Some(mut step) = self
+            .removal
+            .step(&view, compacted, removal::STEP_RECORDS_MAX as usize)?
+        {
             let writes = std::mem::take(&mut step.writes);
             self.store.write(Batch {
                 writes,

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use kvorum_model::{
-    Event, EventKind, KeyRange, KeyValue, RangeRequest, RangeResponse, RequestOp, ResponseOp, Revision,
-    TxnRequest, TxnResponse,
+    Alarm, Event, EventKind, KeyRange, KeyValue, RangeRequest, RangeResponse, RequestOp, ResponseOp,
+    Revision, TxnRequest, TxnResponse,
 };
 
 use super::{Found, ReadError, Scan, Source, answer_range, check_bounds, check_revision, holds, kv_bytes};
@@ -170,6 +170,11 @@ impl<S: Store> ReadView<S> {
     /// The members and settings.
     pub fn cluster(&self) -> Arc<ClusterState> {
         Arc::clone(&self.published.cluster)
+    }
+
+    /// Whether an alarm of this kind stands.
+    pub fn has_alarm(&self, alarm: Alarm) -> bool {
+        self.published.cluster.has_alarm(alarm)
     }
 
     /// The configuration's bytes as the last `Payload::Config` brought them.

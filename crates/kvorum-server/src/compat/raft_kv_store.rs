@@ -60,7 +60,9 @@ impl RaftKvStore {
                 let status = Status::new(status_of(&error).code(), self.0.explain(&error));
                 Err(Outcome::of_error(&error).mark(status))
             }
-            ErrorKind::OutOfRange | ErrorKind::NotFound | ErrorKind::Exhausted => Ok(Err(error)),
+            ErrorKind::OutOfRange | ErrorKind::NotFound | ErrorKind::Exhausted | ErrorKind::DataLoss => {
+                Ok(Err(error))
+            }
         }
     }
 

@@ -89,7 +89,7 @@ async fn announce(options: &ServeOptions, incarnation: u128, through: &Address) 
     let mut last = Status::unavailable("no member of the cluster is known there");
     let others = answer.members.iter().filter(|member| member.id != id);
     for address in others.flat_map(|member| &member.peer_addresses) {
-        match peers::ask(address, Acquaintance::joiner_hello(&options.name)).await {
+        match peers::ask(address, Acquaintance::joiner_hello(&options.name, Vec::new())).await {
             Ok(hello) if hello.to_member_id == id && id != 0 => {
                 return Ok(Identity {
                     member: id,

@@ -9,6 +9,7 @@ use kvorum_mvcc::lsm::InstallRecord;
 use kvorum_mvcc::{LsmStore, Store, StoreError};
 use kvorum_node::{ApplyDriver, Input, Staged};
 use kvorum_raft::{Entry, LogId, SnapshotMeta};
+use tokio::sync::oneshot;
 
 use super::clock;
 use super::peers::Inbox;
@@ -27,15 +28,27 @@ const SPACE_RETRY: Duration = Duration::from_millis(250);
 /// How often the figures are published, in ms.
 const FIGURES_INTERVAL_MS: u64 = 200;
 
+/// Rewrites the store; for a thread that may block.
+pub(crate) type Rewrite = Box<dyn FnOnce() -> Result<(), StoreError> + Send>;
+
 /// Work for the applier.
-#[derive(Debug)]
 pub(crate) enum ApplyWork {
     Apply(Vec<Entry>),
-    BuildSnapshot { peer: u64, at_least: u64 },
-    Install { staged: Staged, meta: SnapshotMeta },
+    BuildSnapshot {
+        peer: u64,
+        at_least: u64,
+    },
+    Install {
+        staged: Staged,
+        meta: SnapshotMeta,
+    },
     InstallSettled(LogId),
     DropStaged(Staged),
-    Housekeep { time_ms: u64 },
+    Housekeep {
+        time_ms: u64,
+    },
+    /// Remove what is compacted, flush, and hand out what rewrites the store.
+    Defragment(oneshot::Sender<Rewrite>),
     Stop,
 }
 
@@ -60,6 +73,8 @@ pub(crate) struct Applier {
     /// into memory when its disk is full.
     pub(crate) piece_bytes: usize,
     pub(crate) space: Arc<SpaceWatch>,
+    /// Who waits for defragmentation.
+    pub(crate) defragmenting: Vec<oneshot::Sender<Rewrite>>,
 }
 
 impl Applier {
@@ -72,7 +87,11 @@ impl Applier {
         loop {
             let next = match pending.take() {
                 Some(next) => next,
-                None => match work.recv_timeout(IDLE) {
+                None => match work.recv_timeout(if self.defragmenting.is_empty() {
+                    IDLE
+                } else {
+                    Duration::ZERO
+                }) {
                     Ok(next) => next,
                     Err(RecvTimeoutError::Timeout) => {
                         self.maintain()?;
@@ -102,6 +121,7 @@ impl Applier {
                 ApplyWork::Housekeep { time_ms } => {
                     (self.inbox)(Input::Housekeeping(self.driver.housekeeping(time_ms)));
                 }
+                ApplyWork::Defragment(done) => self.defragmenting.push(done),
                 ApplyWork::Stop => return Ok(()),
             }
             self.build_wanted()?;
@@ -156,6 +176,29 @@ impl Applier {
         Ok(())
     }
 
+    /// A step of it, so that entries are applied in between. All who asked get the same.
+    fn defragment(&mut self) -> Result<(), String> {
+        if self.defragmenting.is_empty() || self.full {
+            return Ok(());
+        }
+        let machine = self.driver.machine_mut();
+        let flushed = match machine.remove_now() {
+            Ok(true) => return Ok(()),
+            Ok(false) => machine.store().flush(),
+            Err(error) => Err(error),
+        };
+        match flushed {
+            Ok(()) => {}
+            Err(StoreError::NoSpace) => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+        }
+        for done in self.defragmenting.drain(..) {
+            // Who asked may be gone.
+            let _ = done.send(Box::new(self.driver.machine().store().rewrite()));
+        }
+        Ok(())
+    }
+
     fn install(&mut self, staged: Staged, meta: SnapshotMeta) -> Result<(), String> {
         let last = meta.last;
         let machine = self.stage.take(staged);
@@ -194,6 +237,7 @@ impl Applier {
             Err(StoreError::NoSpace) => {}
             Err(error) => return Err(error.to_string()),
         }
+        self.defragment()?;
         if now_ms >= self.figures_at {
             self.figures_at = now_ms + FIGURES_INTERVAL_MS;
             let machine = self.driver.machine();

@@ -416,8 +416,10 @@ fn others(options: &ServeOptions) -> Vec<String> {
 /// Takes up the ID that was announced for this name.
 fn join(options: &ServeOptions, runtime: &tokio::runtime::Handle) -> Result<Identity, StartError> {
     let mut last = Status::unavailable("no peer is listed in --initial-cluster");
+    let own = vec![options.peer_address().to_string()];
     for address in others(options) {
-        match runtime.block_on(peers::ask(&address, Acquaintance::joiner_hello(&options.name))) {
+        let hello = Acquaintance::joiner_hello(&options.name, own.clone());
+        match runtime.block_on(peers::ask(&address, hello)) {
             Ok(hello) => {
                 let malformed = |status: Status| StartError::Refused(status.message().to_owned());
                 return Ok(Identity {

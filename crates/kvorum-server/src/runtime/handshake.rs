@@ -151,21 +151,25 @@ impl Acquaintance {
         Ok(())
     }
 
-    /// What a joiner says, that knows only its name.
-    pub fn joiner_hello(name: &str) -> Hello {
+    /// What a joiner says, that knows only its name and addresses.
+    pub fn joiner_hello(name: &str, peer_addresses: Vec<String>) -> Hello {
         Hello {
             version: PROTOCOL,
             name: name.to_owned(),
+            peer_addresses,
             ..Hello::default()
         }
     }
 
-    /// The ID that a joiner of this name was given and has not taken up yet, if any.
-    pub fn awaited(&self, name: &str) -> Option<u64> {
+    /// The ID that a joiner of this name was given and has not taken up yet, if any; else that of a member that was
+    /// added by its addresses alone (as etcd's API does), if this joiner has one of them.
+    pub fn awaited(&self, name: &str, peer_addresses: &[String]) -> Option<u64> {
         let members = self.members.read().expect("no panic while held");
-        members
-            .values()
-            .find(|member| member.name == name && member.incarnation == 0)
+        let mut new = members.values().filter(|member| member.incarnation == 0);
+        let named = new.clone().find(|member| member.name == name);
+        let is_at = |address: &String| peer_addresses.contains(address);
+        named
+            .or_else(|| new.find(|member| member.name.is_empty() && member.peer_addresses.iter().any(is_at)))
             .map(|member| member.id)
     }
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use kvorum_proto::kvorum::v1::peer_server::{Peer, PeerServer};
 use kvorum_proto::kvorum::v1::{
-    Frame, IntroduceRequest, IntroduceResponse, JoinResponse, PeerJoinRequest, SnapshotChunk, SnapshotDone,
+    Frame, IntroduceRequest, IntroduceResponse, JoinResponse, PeerChangeRequest, PeerChangeResponse,
+    PeerJoinRequest, SnapshotChunk, SnapshotDone,
 };
 use kvorum_wal::RealDisk;
 use tokio::sync::watch;
@@ -156,6 +157,10 @@ impl Peer for Introduction {
     }
 
     async fn join(&self, _: Request<PeerJoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        not_yet()
+    }
+
+    async fn change(&self, _: Request<PeerChangeRequest>) -> Result<Response<PeerChangeResponse>, Status> {
         not_yet()
     }
 

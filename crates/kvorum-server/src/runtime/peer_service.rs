@@ -7,8 +7,8 @@ use std::time::Duration;
 use kvorum_node::{Input, PeerMessage};
 use kvorum_proto::kvorum::v1::peer_server::Peer;
 use kvorum_proto::kvorum::v1::{
-    Frame, Hello, IntroduceRequest, IntroduceResponse, JoinResponse, PeerJoinRequest, SnapshotChunk,
-    SnapshotDone,
+    Frame, Hello, IntroduceRequest, IntroduceResponse, JoinResponse, PeerChangeRequest, PeerChangeResponse,
+    PeerJoinRequest, SnapshotChunk, SnapshotDone,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
@@ -23,6 +23,7 @@ use crate::handle::ReplicaHandle;
 use crate::http::Phase;
 use crate::joining;
 use crate::metrics::Metrics;
+use crate::operations;
 use crate::pending::Pending;
 
 /// Between two looks at whether requests are still under way.
@@ -86,12 +87,15 @@ impl PeerService {
             self.net.meet(hello.member_id, hello.peer_addresses.clone());
             return Ok(self.acquaintance.hello(hello.member_id));
         }
-        let id = self.acquaintance.awaited(&hello.name).ok_or_else(|| {
-            Status::not_found(format!(
-                "no member named {} is awaited here; announce it first: `kvorum member replace {}`",
-                hello.name, hello.name
-            ))
-        })?;
+        let id = self
+            .acquaintance
+            .awaited(&hello.name, &hello.peer_addresses)
+            .ok_or_else(|| {
+                Status::not_found(format!(
+                    "no member named {} is awaited here; announce it first: `kvorum member replace {}`",
+                    hello.name, hello.name
+                ))
+            })?;
         Ok(self.acquaintance.hello(id))
     }
 
@@ -172,6 +176,22 @@ impl Peer for PeerService {
             .ok_or_else(|| Status::invalid_argument("a snapshot starts with a Hello"))?;
         self.acquaintance.judge(hello)?;
         self.snapshots.receive(first, chunks).await.map(Response::new)
+    }
+
+    async fn change(
+        &self,
+        request: Request<PeerChangeRequest>,
+    ) -> Result<Response<PeerChangeResponse>, Status> {
+        let mut request = request.into_inner();
+        let hello = request.hello.take();
+        let hello = hello.ok_or_else(|| Status::invalid_argument("a peer starts with a Hello"))?;
+        self.acquaintance.judge(&hello)?;
+        if hello.member_id == 0 {
+            return Err(Status::permission_denied("only members hand changes on"));
+        }
+        operations::forwarded(&self.handle, request)
+            .await
+            .map(Response::new)
     }
 
     async fn join(&self, request: Request<PeerJoinRequest>) -> Result<Response<JoinResponse>, Status> {

@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 
 use kvorum_mvcc::ClusterState;
 use kvorum_node::{Input, Lane, PeerBody, PeerMessage};
+use kvorum_proto::Outcome;
 use kvorum_proto::kvorum::v1::peer_client::PeerClient;
-use kvorum_proto::kvorum::v1::{Frame, Hello, JoinRequest, JoinResponse, PeerJoinRequest};
+use kvorum_proto::kvorum::v1::{
+    Frame, Hello, JoinRequest, JoinResponse, PeerChangeRequest, PeerChangeResponse, PeerJoinRequest,
+};
 use kvorum_raft::MessageBody;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -220,6 +223,28 @@ impl PeerNet {
             }
         }
         Err(last)
+    }
+
+    /// Hands a change of the membership to this peer.
+    pub(crate) async fn forward_change(
+        &self,
+        peer: u64,
+        request: PeerChangeRequest,
+    ) -> Result<PeerChangeResponse, Status> {
+        let mut last = Status::unavailable("the leader's address is not known yet");
+        for address in self.addresses(peer) {
+            match connect(&address).await {
+                Ok(mut client) => {
+                    let request = PeerChangeRequest {
+                        hello: Some(self.shared.acquaintance.hello(peer)),
+                        ..request
+                    };
+                    return client.change(request).await.map(tonic::Response::into_inner);
+                }
+                Err(status) => last = status,
+            }
+        }
+        Err(Outcome::NotApplied.mark(last))
     }
 
     /// Ends all connections.

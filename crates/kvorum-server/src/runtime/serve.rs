@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use kvorum_model::MemberRecord;
 use kvorum_mvcc::watch::HubOptions;
-use kvorum_mvcc::{ClusterState, StateMachine, lsm};
+use kvorum_mvcc::{ClusterState, StateMachine, StoreError, lsm};
 use kvorum_node::recovery::{Replica, assemble};
 use kvorum_node::{AdminRequest, Input};
 use kvorum_proto::kvorum::v1::peer_server::PeerServer;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tonic::Status;
 
-use super::apply_thread::{Applier, ApplyWork};
+use super::apply_thread::{Applier, ApplyWork, Rewrite};
 use super::clock;
 use super::directory::{Directory, StartError};
 use super::figures::LogFigures;
@@ -38,6 +39,7 @@ use crate::handle::{
 use crate::http::{HttpLimits, HttpServer, Phase};
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
+use crate::operations::Operations;
 use crate::options::ServeOptions;
 use crate::reads::Reads;
 use crate::routes::RoutesBuilder;
@@ -359,6 +361,7 @@ impl Member {
             since_full: 0,
             piece_bytes: options.memtable_bytes / 4,
             space: space.clone(),
+            defragmenting: Vec::new(),
         };
         let stop = Arc::new(AtomicBool::new(false));
         let log_reader = log.reader();
@@ -431,6 +434,7 @@ impl Member {
                     Box::pin(async move { net.forward_join(leader, request).await })
                 })
             },
+            operations: self.operations(options),
         };
         let routes = api::routes(&core, self.watch.clone());
         let shared = api::routes_with(&core, self.watch.clone(), self.peer_service.clone());
@@ -475,6 +479,25 @@ impl Member {
             () = votes => true,
             _ = stopped.wait_for(|stopped| *stopped) => false,
             _ = self.ended() => false,
+        }
+    }
+
+    fn operations(&self, options: &ServeOptions) -> Operations {
+        let (net, work) = (self.net.clone(), Mutex::new(self.apply_work.clone()));
+        Operations {
+            forward_change: Arc::new(move |leader, request| {
+                let net = net.clone();
+                Box::pin(async move { net.forward_change(leader, request).await })
+            }),
+            defragment: Arc::new(move || {
+                let (sender, receiver) = oneshot::channel();
+                let work = work.lock().expect("no panic while held");
+                // An applier that is gone drops the sender.
+                let _ = work.send(ApplyWork::Defragment(sender));
+                Box::pin(defragmented(receiver))
+            }),
+            quota: options.quota,
+            ..Operations::default()
         }
     }
 
@@ -543,6 +566,19 @@ async fn delay(at_least: Duration, stopped: &watch::Receiver<bool>) -> Result<bo
 fn drawn(at_least: Duration) -> Result<Duration, StartError> {
     let micros = at_least.as_micros().max(1);
     Ok(at_least + Duration::from_micros((random()? % micros) as u64))
+}
+
+/// Rewrites the store as soon as the applier is ready for it.
+async fn defragmented(ready: oneshot::Receiver<Rewrite>) -> Result<(), Status> {
+    let stopped = || Status::unavailable("etcdserver: server stopped");
+    let rewrite = ready.await.map_err(|_| stopped())?;
+    let rewritten = tokio::task::spawn_blocking(rewrite)
+        .await
+        .map_err(|_| stopped())?;
+    rewritten.map_err(|error| match error {
+        StoreError::NoSpace => Status::resource_exhausted(error.to_string()),
+        error => Status::unavailable(error.to_string()),
+    })
 }
 
 /// Starts a thread whose end, wanted or not, is told. A panic is an end, too.

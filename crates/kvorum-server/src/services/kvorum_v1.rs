@@ -1,7 +1,7 @@
 //! `kvorum.v1`: what etcd's API has no words for.
 
 use kvorum_model::{Command, KeyRange, MemberRecord, Reply};
-use kvorum_node::{AdminError, AdminReply, AdminRequest, NodeStatus, PeerStatus};
+use kvorum_node::{AdminRequest, NodeStatus, PeerStatus};
 use kvorum_proto::kvorum::v1::kvorum_server::Kvorum;
 use kvorum_proto::kvorum::v1::{self as pb, MemberSelector};
 use kvorum_proto::{Outcome, refused, status_of};
@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 use super::Context;
 use crate::api::Core;
 use crate::metrics::Method;
+use crate::operations;
 
 /// Records, and bytes, of one message of an export.
 const EXPORT_RECORDS: usize = 1000;
@@ -126,13 +127,9 @@ impl KvorumService {
         }
     }
 
+    /// Makes a change of the membership, whoever leads.
     async fn administer(&self, context: &Context, request: AdminRequest) -> Result<Option<u64>, Status> {
-        match self.0.handle.admin(request, context.deadline).await {
-            Ok(AdminReply::Changed(added)) => Ok(added),
-            Ok(AdminReply::Known(id)) => Ok(Some(id)),
-            Ok(AdminReply::TransferStarted) => Ok(None),
-            Err(error) => Err(self.admin_status(error)),
-        }
+        operations::change(&self.0, request, context.deadline).await
     }
 
     /// The members, once the status that this member publishes now and then shows the change; or, should that
@@ -146,62 +143,6 @@ impl KvorumService {
             tokio::time::sleep(PUBLISH_POLL).await;
         }
         members(&self.0.handle.status())
-    }
-
-    fn admin_status(&self, error: AdminError) -> Status {
-        use AdminError::*;
-        let (status, outcome) = match error {
-            NotLeader(leader) => (
-                Status::failed_precondition(self.not_leader(leader)),
-                Outcome::NotApplied,
-            ),
-            UnknownMember(_) => (
-                Status::not_found("etcdserver: member not found"),
-                Outcome::NotApplied,
-            ),
-            Busy => {
-                let text =
-                    "kvorum: another change of the membership is under way, or the leader is new; retry";
-                (Status::unavailable(text), Outcome::NotApplied)
-            }
-            NoLiveQuorum => (
-                Status::unavailable("etcdserver: unhealthy cluster"),
-                Outcome::NotApplied,
-            ),
-            NotReady(_) => {
-                let text = "etcdserver: can only promote a learner member which is in sync with leader";
-                (Status::failed_precondition(text), Outcome::NotApplied)
-            }
-            InUse(member) => (
-                Status::already_exists(format!("kvorum: member {member:016x} is in use")),
-                Outcome::NotApplied,
-            ),
-            Invalid(what) => (
-                Status::failed_precondition(format!("kvorum: {what}")),
-                Outcome::NotApplied,
-            ),
-            Unknown => (
-                Status::unavailable("etcdserver: leader changed"),
-                Outcome::Unknown,
-            ),
-            TimedOut => (
-                Status::unavailable("etcdserver: request timed out"),
-                Outcome::Unknown,
-            ),
-        };
-        outcome.mark(status)
-    }
-
-    /// With a word about where to go.
-    fn not_leader(&self, leader: u64) -> String {
-        let status = self.0.handle.status();
-        match status.cluster.members.get(&leader) {
-            Some(record) => {
-                let urls = record.client_urls.join(", ");
-                format!("etcdserver: not leader; the leader is {} at {urls}", record.name)
-            }
-            None => "etcdserver: not leader; no leader is known".to_owned(),
-        }
     }
 
     /// Checks the name and the addresses of a member that is to join.
@@ -328,7 +269,10 @@ impl KvorumService {
             _ => 0,
         };
         let before = self.0.handle.leader();
-        self.administer(&context, AdminRequest::Transfer(target)).await?;
+        let transfer = AdminRequest::Transfer(target);
+        operations::at_leader(&self.0.handle, transfer, context.deadline)
+            .await
+            .map_err(|error| operations::refusal(&self.0.handle.status(), &error))?;
         // Begun; wait until somebody else leads.
         let mut poll = tokio::time::interval(std::time::Duration::from_millis(5));
         loop {

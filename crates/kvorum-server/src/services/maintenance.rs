@@ -1,16 +1,21 @@
-//! etcd's Maintenance and Cluster services, as far as they are served: status, alarms to look at, leadership
-//! transfer, the list of members. The rest answers `Unimplemented`.
+//! etcd's Maintenance service: how a member is, its alarms, its hashes, its snapshot, and what an operator does to it.
 
-use kvorum_model::MemberRecord;
-use kvorum_node::{AdminError, AdminRequest, NodeStatus};
-use kvorum_proto::etcdserverpb::cluster_server::Cluster;
+use kvorum_model::{Alarm, Command};
+use kvorum_node::{AdminError, AdminRequest};
+use kvorum_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use kvorum_proto::etcdserverpb::maintenance_server::Maintenance;
-use kvorum_proto::etcdserverpb::{self as pb, alarm_request::AlarmAction};
+use kvorum_proto::etcdserverpb::{self as pb, AlarmType, alarm_request::AlarmAction};
+use kvorum_proto::refused;
 use tonic::{Request, Response, Status};
 
 use super::Context;
+use super::snapshot::{SnapshotStream, stream};
 use crate::api::Core;
 use crate::metrics::Method;
+use crate::reads::{blocking, state_status};
+
+/// How often a moved leadership is looked for.
+const LEADER_POLL: std::time::Duration = std::time::Duration::from_millis(5);
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -33,13 +38,12 @@ impl MaintenanceService {
         if status.leader == 0 {
             errors.push("etcdserver: no leader".to_owned());
         }
-        errors.extend(alarms(&status).iter().map(|alarm| {
-            format!(
-                "memberID:{} alarm:{}",
-                alarm.member_id,
-                pb::AlarmType::Nospace.as_str_name()
-            )
-        }));
+        // As Go prints a protobuf message, with the space at its end.
+        errors.extend(
+            core.alarms()
+                .into_iter()
+                .map(|(alarm, member)| format!("memberID:{member} alarm:{} ", kind(alarm).as_str_name())),
+        );
         pb::StatusResponse {
             header: Some(core.header(facts.revision)),
             version: core.etcd_version.to_owned(),
@@ -52,8 +56,158 @@ impl MaintenanceService {
             db_size_in_use: figures.disk_bytes as i64,
             is_learner: status.configuration.learners.contains(&status.id),
             storage_version: storage_version(core.etcd_version),
-            db_size_quota: 0,
+            db_size_quota: core.operations.quota.bytes as i64,
             downgrade_info: Some(pb::DowngradeInfo::default()),
+        }
+    }
+
+    /// The header of an answer that is about no revision of its own.
+    fn header(&self) -> pb::ResponseHeader {
+        self.0.header(self.0.handle.state().facts().revision)
+    }
+
+    async fn answer_alarm(&self, request: Request<pb::AlarmRequest>) -> Result<pb::AlarmResponse, Status> {
+        let context = Context::of(&request, &self.0.handle)?;
+        let request = request.into_inner();
+        let action = AlarmAction::try_from(request.action)
+            .map_err(|_| Status::invalid_argument("kvorum: unknown alarm action"))?;
+        let wanted = AlarmType::try_from(request.alarm)
+            .map_err(|_| Status::invalid_argument("kvorum: unknown alarm"))?;
+        let alarms = match (action, of_kind(wanted)) {
+            (AlarmAction::Get, wanted) => {
+                self.0.barrier(&context).await?;
+                let mut alarms = self.0.alarms();
+                alarms.retain(|(alarm, _)| wanted.is_none_or(|wanted| wanted == *alarm));
+                alarms
+            }
+            // etcd answers these with nothing, too.
+            (_, None) => Vec::new(),
+            (action, Some(alarm)) => {
+                let raised = action == AlarmAction::Activate;
+                let stood = self
+                    .0
+                    .set_alarm(&context, alarm, request.member_id, raised)
+                    .await?;
+                match raised || stood {
+                    true => vec![(alarm, request.member_id)],
+                    false => Vec::new(),
+                }
+            }
+        };
+        let alarms = alarms.into_iter().map(|(alarm, member_id)| pb::AlarmMember {
+            member_id,
+            alarm: kind(alarm).into(),
+        });
+        Ok(pb::AlarmResponse {
+            header: Some(self.header()),
+            alarms: alarms.collect(),
+        })
+    }
+
+    async fn move_to(
+        &self,
+        request: Request<pb::MoveLeaderRequest>,
+    ) -> Result<pb::MoveLeaderResponse, Status> {
+        let context = Context::of(&request, &self.0.handle)?;
+        let target = request.into_inner().target_id;
+        let not_leader = || Status::failed_precondition("etcdserver: not leader");
+        let bad_transferee = || Status::failed_precondition("etcdserver: bad leader transferee");
+        let status = self.0.handle.status();
+        if status.leader != status.id {
+            return Err(not_leader());
+        }
+        if !status.configuration.voters.contains(&target) {
+            return Err(bad_transferee());
+        }
+        let timed_out = || Status::unavailable("etcdserver: request timed out");
+        let transfer = AdminRequest::Transfer(target);
+        match self.0.handle.admin(transfer, context.deadline).await {
+            Ok(_) => {}
+            Err(AdminError::NotLeader(_)) => return Err(not_leader()),
+            Err(AdminError::NotReady(_)) => return Err(bad_transferee()),
+            Err(_) => return Err(timed_out()),
+        }
+        while self.0.handle.leader() != target {
+            if std::time::Instant::now() >= context.deadline {
+                return Err(timed_out());
+            }
+            tokio::time::sleep(LEADER_POLL).await;
+        }
+        // As in etcd, without a header.
+        Ok(pb::MoveLeaderResponse::default())
+    }
+
+    async fn hash_keyspace(&self, request: Request<pb::HashKvRequest>) -> Result<pb::HashKvResponse, Status> {
+        let (state, revision) = (self.0.handle.state().clone(), request.into_inner().revision);
+        let seen = blocking(move || state.hash_kv(revision))
+            .await?
+            .map_err(state_status)?;
+        Ok(pb::HashKvResponse {
+            header: Some(self.0.header(seen.revision)),
+            hash: seen.answer.hash,
+            compact_revision: seen.answer.compacted,
+            hash_revision: seen.answer.revision,
+        })
+    }
+
+    async fn hash_everything(&self) -> Result<pb::HashResponse, Status> {
+        let state = self.0.handle.state().clone();
+        let seen = blocking(move || state.hash()).await?.map_err(state_status)?;
+        Ok(pb::HashResponse {
+            header: Some(self.0.header(seen.revision)),
+            hash: seen.answer,
+        })
+    }
+
+    /// No version of kvorum is an older etcd: a target is malformed or not one that can be reached, and there is
+    /// never a downgrade to cancel.
+    async fn refuse_downgrade(
+        &self,
+        request: Request<pb::DowngradeRequest>,
+    ) -> Result<pb::DowngradeResponse, Status> {
+        let context = Context::of(&request, &self.0.handle)?;
+        let request = request.into_inner();
+        let action = DowngradeAction::try_from(request.action)
+            .map_err(|_| Status::invalid_argument("kvorum: unknown downgrade action"))?;
+        if action != DowngradeAction::Cancel && !is_version(&request.version) {
+            let text = "etcdserver: wrong downgrade target version format";
+            return Err(Status::invalid_argument(text));
+        }
+        self.0.barrier(&context).await?;
+        Err(match action {
+            DowngradeAction::Cancel => Status::failed_precondition("etcdserver: no inflight downgrade job"),
+            _ => Status::invalid_argument("etcdserver: invalid downgrade target version"),
+        })
+    }
+
+    async fn counted<T>(
+        &self,
+        method: Method,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<Response<T>, Status> {
+        let started = self.0.metrics.begin(method);
+        self.0.metrics.end(method, started, call.await).map(Response::new)
+    }
+}
+
+impl Core {
+    /// Raises or disarms an alarm on all members; whether it stood before.
+    pub(crate) async fn set_alarm(
+        &self,
+        context: &Context,
+        alarm: Alarm,
+        member: u64,
+        raised: bool,
+    ) -> Result<bool, Status> {
+        let command = Command::SetAlarm {
+            alarm,
+            member,
+            raised,
+        };
+        match self.write(context, command).await?.result {
+            Ok(kvorum_model::Reply::AlarmSet(stood)) => Ok(stood),
+            Ok(_) => Err(Status::internal("kvorum: the answer does not fit the request")),
+            Err(error) => Err(refused(&error)),
         }
     }
 }
@@ -64,197 +218,109 @@ pub(crate) fn storage_version(version: &str) -> String {
     format!("{minor}.0")
 }
 
-/// The alarms that this member has raised.
-fn alarms(status: &NodeStatus) -> Vec<pb::AlarmMember> {
-    let no_space = pb::AlarmMember {
-        member_id: status.id,
-        alarm: pb::AlarmType::Nospace.into(),
-    };
-    status.space_exhausted.then_some(no_space).into_iter().collect()
+/// `X.Y` or `X.Y.Z`.
+fn is_version(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('.').collect();
+    let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    (2..=3).contains(&parts.len()) && parts.iter().all(is_number)
+}
+
+fn kind(alarm: Alarm) -> AlarmType {
+    match alarm {
+        Alarm::NoSpace => AlarmType::Nospace,
+        Alarm::Corrupt => AlarmType::Corrupt,
+    }
+}
+
+fn of_kind(alarm: AlarmType) -> Option<Alarm> {
+    match alarm {
+        AlarmType::None => None,
+        AlarmType::Nospace => Some(Alarm::NoSpace),
+        AlarmType::Corrupt => Some(Alarm::Corrupt),
+    }
 }
 
 #[tonic::async_trait]
 impl Maintenance for MaintenanceService {
-    type SnapshotStream = tokio_stream::Empty<Result<pb::SnapshotResponse, Status>>;
+    type SnapshotStream = SnapshotStream;
 
     async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
-        let started = self.0.metrics.begin(Method::Status);
-        self.0
-            .metrics
-            .end(Method::Status, started, Ok(self.status_of_member()))
-            .map(Response::new)
+        self.counted(Method::Status, async { Ok(self.status_of_member()) })
+            .await
     }
 
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
-        let request = request.into_inner();
-        if request.action() != AlarmAction::Get {
-            return Err(Status::unimplemented(
-                "kvorum: alarms rise and clear by themselves",
-            ));
-        }
-        let wanted = |alarm: &pb::AlarmMember| {
-            (request.member_id == 0 || request.member_id == alarm.member_id)
-                && (request.alarm() == pb::AlarmType::None || request.alarm == alarm.alarm)
-        };
-        let alarms = alarms(&self.0.handle.status())
-            .into_iter()
-            .filter(wanted)
-            .collect();
-        let header = self.0.header(self.0.handle.state().facts().revision);
-        Ok(Response::new(pb::AlarmResponse {
-            header: Some(header),
-            alarms,
-        }))
+        self.counted(Method::Alarm, self.answer_alarm(request)).await
     }
 
     async fn move_leader(
         &self,
         request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
-        let context = Context::of(&request, &self.0.handle)?;
-        let target = request.into_inner().target_id;
-        let status = self.0.handle.status();
-        if !status.configuration.voters.contains(&target) {
-            return Err(Status::failed_precondition("etcdserver: bad leader transferee"));
-        }
-        match self
-            .0
-            .handle
-            .admin(AdminRequest::Transfer(target), context.deadline)
-            .await
-        {
-            Ok(_) => {}
-            Err(AdminError::NotLeader(_)) => {
-                return Err(Status::failed_precondition("etcdserver: not leader"));
-            }
-            Err(AdminError::NotReady(_)) => {
-                return Err(Status::failed_precondition("etcdserver: bad leader transferee"));
-            }
-            Err(_) => return Err(Status::unavailable("etcdserver: request timed out")),
-        }
-        let header = self.0.header(self.0.handle.state().facts().revision);
-        Ok(Response::new(pb::MoveLeaderResponse { header: Some(header) }))
+        self.counted(Method::MoveLeader, self.move_to(request)).await
     }
 
     async fn defragment(
         &self,
         _: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
-        Err(not_served())
+        let defragment = async {
+            (self.0.operations.defragment)().await?;
+            // As in etcd, without a header.
+            Ok(pb::DefragmentResponse::default())
+        };
+        self.counted(Method::Defragment, defragment).await
     }
 
     async fn hash(&self, _: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
-        Err(not_served())
+        self.counted(Method::Hash, self.hash_everything()).await
     }
 
-    async fn hash_kv(&self, _: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
-        Err(not_served())
+    async fn hash_kv(
+        &self,
+        request: Request<pb::HashKvRequest>,
+    ) -> Result<Response<pb::HashKvResponse>, Status> {
+        self.counted(Method::HashKv, self.hash_keyspace(request)).await
     }
 
     async fn snapshot(
         &self,
         _: Request<pb::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(not_served())
+        let start = async {
+            let frames = self.0.handle.state().snapshot();
+            Ok(stream(frames, storage_version(self.0.etcd_version)))
+        };
+        self.counted(Method::Snapshot, start).await
     }
 
     async fn downgrade(
         &self,
-        _: Request<pb::DowngradeRequest>,
+        request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
-        Err(not_served())
+        self.counted(Method::Downgrade, self.refuse_downgrade(request))
+            .await
     }
 }
 
-fn not_served() -> Status {
-    Status::unimplemented("kvorum: this version does not serve it")
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// etcd's Cluster service.
-#[derive(Clone, Debug)]
-pub struct ClusterService(Core);
-
-impl ClusterService {
-    /// The service of this member.
-    pub fn new(core: Core) -> Self {
-        ClusterService(core)
+    #[test]
+    fn versions() {
+        for (text, expected) in [
+            ("3.5", true),
+            ("3.5.0", true),
+            ("3", false),
+            ("", false),
+            ("3.5.0.1", false),
+            ("3.x", false),
+            ("v3.5", false),
+            ("3.5.", false),
+        ] {
+            assert_eq!(is_version(text), expected, "{text}");
+        }
+        assert_eq!(storage_version("3.6.12"), "3.6.0");
     }
-}
-
-#[tonic::async_trait]
-impl Cluster for ClusterService {
-    async fn member_list(
-        &self,
-        request: Request<pb::MemberListRequest>,
-    ) -> Result<Response<pb::MemberListResponse>, Status> {
-        let started = self.0.metrics.begin(Method::MemberList);
-        let list = async {
-            let context = Context::of(&request, &self.0.handle)?;
-            if request.get_ref().linearizable {
-                self.0.barrier(&context).await?;
-            }
-            let status = self.0.handle.status();
-            // As in etcd the headers of this service carry no revision.
-            Ok(pb::MemberListResponse {
-                header: Some(self.0.header(0)),
-                members: members(&status),
-            })
-        };
-        self.0
-            .metrics
-            .end(Method::MemberList, started, list.await)
-            .map(Response::new)
-    }
-
-    async fn member_add(
-        &self,
-        _: Request<pb::MemberAddRequest>,
-    ) -> Result<Response<pb::MemberAddResponse>, Status> {
-        Err(not_served())
-    }
-
-    async fn member_remove(
-        &self,
-        _: Request<pb::MemberRemoveRequest>,
-    ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
-        Err(not_served())
-    }
-
-    async fn member_update(
-        &self,
-        _: Request<pb::MemberUpdateRequest>,
-    ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
-        Err(not_served())
-    }
-
-    async fn member_promote(
-        &self,
-        _: Request<pb::MemberPromoteRequest>,
-    ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
-        Err(not_served())
-    }
-}
-
-/// The members in the order of their IDs, those that have not said who they are among them.
-fn members(status: &NodeStatus) -> Vec<pb::Member> {
-    let unknown = MemberRecord::default();
-    status
-        .configuration
-        .members()
-        .into_iter()
-        .map(|id| {
-            let record = status.cluster.members.get(&id).unwrap_or(&unknown);
-            pb::Member {
-                id,
-                name: record.name.clone(),
-                peer_ur_ls: record
-                    .peer_addresses
-                    .iter()
-                    .map(|address| format!("http://{address}"))
-                    .collect(),
-                client_ur_ls: record.client_urls.clone(),
-                is_learner: status.configuration.learners.contains(&id),
-            }
-        })
-        .collect()
 }

@@ -2,17 +2,20 @@
 //!
 //! They parse, ask the replica or the local state, and answer. Nothing here holds state of the store.
 
+mod cluster;
 mod context;
 mod etcd_kv;
 mod etcd_watch;
 mod health;
 pub(crate) mod kvorum_v1;
 mod maintenance;
+mod snapshot;
 
+pub use cluster::ClusterService;
 pub(crate) use context::Context;
 pub use etcd_kv::EtcdKv;
 pub use etcd_watch::{EtcdWatch, WatchStream};
 pub use health::HealthService;
 pub use kvorum_v1::KvorumService;
+pub use maintenance::MaintenanceService;
 pub(crate) use maintenance::storage_version;
-pub use maintenance::{ClusterService, MaintenanceService};

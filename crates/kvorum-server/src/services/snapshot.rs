@@ -49,7 +49,7 @@ fn feed(
     }
     frames.restart();
     let (mut hash, mut waiting) = (Sha256::new(), BytesMut::new());
-    let mut send = |blob: Bytes, remaining: u64| {
+    let send = |blob: Bytes, remaining: u64| {
         let message = pb::SnapshotResponse {
             header: None,
             remaining_bytes: remaining,

@@ -2,6 +2,7 @@
 //! one thread which applies every command at once, or misbehaves as a test wants it to.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod cluster;
 mod dist_kv;
 mod etcd_kv;
 mod etcd_range;
@@ -9,6 +10,7 @@ mod etcd_watch;
 mod http_port;
 mod kv_store;
 mod kvorum_v1;
+mod maintenance;
 mod raft_kv;
 mod replica;
 mod rest;

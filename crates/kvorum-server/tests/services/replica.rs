@@ -19,6 +19,7 @@ use kvorum_server::http::{HttpLimits, HttpServer, Phase, listen};
 use kvorum_server::joining::ForwardJoin;
 use kvorum_server::mailbox::{Batch, Mailbox};
 use kvorum_server::metrics::Metrics;
+use kvorum_server::operations::Operations;
 use kvorum_server::options::{Address, SurfaceOptions};
 use kvorum_server::reads::Reads;
 use kvorum_server::watching::{WatchHandle, watch_hub};
@@ -64,6 +65,7 @@ pub struct Setting {
     pub progress_interval: Duration,
     pub workers: usize,
     pub surfaces: SurfaceOptions,
+    pub operations: Operations,
 }
 
 impl Default for Setting {
@@ -78,6 +80,7 @@ impl Default for Setting {
             progress_interval: Duration::from_secs(600),
             workers: 2,
             surfaces: SurfaceOptions::default(),
+            operations: Operations::default(),
         }
     }
 }
@@ -189,6 +192,7 @@ impl Server {
             started: Instant::now(),
             surfaces: Arc::new(setting.surfaces),
             forward_join: forwarder(behaviour.clone()),
+            operations: setting.operations,
         };
         let listener = listen("listen-client", &Address::new("127.0.0.1", 0)).unwrap();
         let pending = handle.pending().clone();
@@ -297,17 +301,22 @@ fn replicate(
                 .unwrap()
                 .asked
                 .push(format!("{:?}", admin.request));
-            let reply = match &admin.request {
+            let request = match &admin.request {
+                AdminRequest::Checked { request, .. } => request,
+                request => request,
+            };
+            let reply = match request {
                 AdminRequest::AddLearner(_) | AdminRequest::Replace { .. } => AdminReply::Changed(Some(11)),
                 AdminRequest::Register(record) if record.name == "n9" => AdminReply::Known(OTHER),
                 AdminRequest::Register(_) => AdminReply::Changed(Some(11)),
                 AdminRequest::Transfer(_) => AdminReply::TransferStarted,
                 AdminRequest::Promote(_) | AdminRequest::Remove(_) => AdminReply::Changed(None),
+                AdminRequest::Checked { .. } => unreachable!("nothing is checked twice"),
             };
             let is_transfer = matches!(admin.request, AdminRequest::Transfer(_));
             if now.admin.is_none() && !is_transfer {
                 let mut status = status();
-                match &admin.request {
+                match request {
                     AdminRequest::Remove(id) => drop(status.configuration.voters.remove(id)),
                     AdminRequest::AddLearner(_) | AdminRequest::Replace { .. } => {
                         status.configuration.learners.insert(11);
@@ -320,7 +329,7 @@ fn replicate(
                         };
                         Arc::make_mut(&mut status.cluster).members.insert(11, record);
                     }
-                    AdminRequest::Promote(_) | AdminRequest::Transfer(_) => {}
+                    _ => {}
                 }
                 port.publish_node(status);
             }

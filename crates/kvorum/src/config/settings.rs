@@ -436,6 +436,16 @@ pub(super) static TABLE: &[Setting] = &[
         "Events waiting in one watch stream",
         serve.watch_stream_bytes_max
     ),
+    size!(
+        "quota-bytes",
+        "The store's size from which on writes that need space are refused; 0: none",
+        serve.quota.bytes
+    ),
+    switch!(
+        "quota-alarm-stays",
+        "Refuse them on all members until `alarm disarm`, as etcd does",
+        serve.quota.alarm_stays
+    ),
     size!("memtable-bytes", "The store's memtable", serve.memtable_bytes),
     size!("cache-bytes", "The store's block cache", serve.cache_bytes),
     size!(
