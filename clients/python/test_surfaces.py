@@ -1,7 +1,6 @@
 """The gRPC services of the replaced systems by Python's ordinary client, generated from proto/.
 
-    python3 -m venv venv && venv/bin/pip install -r clients/python/requirements.txt
-    venv/bin/python clients/python/test_surfaces.py target/debug/kvorum
+`clients/python/run` installs what this needs and runs it.
 
 Starts one member of the given program on loopback with a directory of its own, which is deleted at the end; the
 member ends with this process, however that ends. Exit code 0: everything passed.

@@ -38,6 +38,8 @@ enum Mode {
     Get,
     /// Both
     Mixed,
+    /// Transactions of several puts, each of keys in a row
+    Txn,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -88,6 +90,9 @@ pub struct BenchArgs {
     /// Share of gets in `mixed`, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(1..=99))]
     reads: u8,
+    /// Puts of one transaction in `txn`
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=128))]
+    txn_puts: u64,
     /// Gets see all writes acknowledged before them (the default)
     #[arg(long, conflicts_with = "serializable")]
     linearizable: bool,
@@ -127,13 +132,19 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
         key_size: args.key_size.into(),
         value_size: args.value_size,
         read_percent: match args.mode {
-            Mode::Put => 0,
+            Mode::Put | Mode::Txn => 0,
             Mode::Get => 100,
             Mode::Mixed => args.reads,
         },
         sequential: args.keys == Keys::Sequential,
         serializable: args.serializable,
+        txn_puts: if args.mode == Mode::Txn { args.txn_puts } else { 0 },
     };
+    if plan.txn_puts > plan.key_space {
+        return Err(Failure::usage(
+            "--txn-puts is above --key-space: a transaction writes each key once",
+        ));
+    }
     let mut slots = Vec::new();
     let per_slot = args.in_flight.div_ceil(args.connections.into()) as usize;
     let mut left = args.in_flight as usize;
@@ -153,7 +164,7 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
     let base_revision = current_revision(&args.endpoints[0])?;
     let load = Load::new(plan, base_revision, fastrand::u64(..1 << 31), Instant::now());
     let mut driver = Driver { slots, load };
-    if args.mode != Mode::Put && !args.no_fill {
+    if matches!(args.mode, Mode::Get | Mode::Mixed) && !args.no_fill {
         driver.fill()?;
     }
     let measured = driver.measure(args.warmup, Duration::from_secs(args.seconds), &args.pids);
@@ -434,7 +445,8 @@ fn figures_json(figures: &Figures, elapsed: Duration) -> Value {
 }
 
 fn report(args: &BenchArgs, load: &Load, measured: &Measured) -> Result<(), Failure> {
-    let ops = load.puts.done + load.gets.done;
+    let puts_of_call = if args.mode == Mode::Txn { args.txn_puts } else { 1 };
+    let ops = load.puts.done * puts_of_call + load.gets.done;
     let seconds = measured.elapsed.as_secs_f64();
     let server = |(pid, usage): &(u32, Option<(Usage, Usage)>)| match usage {
         Some((before, after)) => {
@@ -449,7 +461,8 @@ fn report(args: &BenchArgs, load: &Load, measured: &Measured) -> Result<(), Fail
         None => json!({"pid": pid, "error": "it ended"}),
     };
     let servers: Vec<Value> = measured.servers.iter().map(server).collect();
-    let kinds: Vec<(&str, &Figures)> = [("put", &load.puts), ("get", &load.gets)]
+    let write = if args.mode == Mode::Txn { "txn" } else { "put" };
+    let kinds: Vec<(&str, &Figures)> = [(write, &load.puts), ("get", &load.gets)]
         .into_iter()
         .filter(|(_, figures)| figures.done > 0)
         .collect();
@@ -463,6 +476,7 @@ fn report(args: &BenchArgs, load: &Load, measured: &Measured) -> Result<(), Fail
             "key_space": args.key_space,
             "key_size": args.key_size,
             "value_size": args.value_size,
+            "ops_per_call": puts_of_call,
             "linearizable": !args.serializable,
             "seconds": seconds,
             "ops": ops,
@@ -491,6 +505,9 @@ fn report(args: &BenchArgs, load: &Load, measured: &Measured) -> Result<(), Fail
                 shown(figures.latency.max()),
                 figures.done,
             )?;
+        }
+        if args.mode == Mode::Txn {
+            writeln!(out, "puts: {:.0}/s, {puts_of_call} in each", ops as f64 / seconds)?;
         }
         let cpu = per_op(measured.client_cpu, ops);
         writeln!(out, "client: {cpu:.1} us CPU an operation")?;

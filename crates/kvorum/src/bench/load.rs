@@ -13,9 +13,14 @@ use hdrhistogram::Histogram;
 use super::http2::{Connection, Handler};
 
 /// The methods called, by their numbers below.
-pub const PATHS: [&str; 2] = ["/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range"];
+pub const PATHS: [&str; 3] = [
+    "/etcdserverpb.KV/Put",
+    "/etcdserverpb.KV/Range",
+    "/etcdserverpb.KV/Txn",
+];
 const PUT: usize = 0;
 const RANGE: usize = 1;
+const TXN: usize = 2;
 
 /// Bytes of a value that hold its key's number and its sequence number.
 pub const VALUE_HEAD: usize = 16;
@@ -39,6 +44,8 @@ pub struct Plan {
     pub sequential: bool,
     /// Local reads.
     pub serializable: bool,
+    /// Puts of one transaction, of keys in a row; 0: single puts.
+    pub txn_puts: u64,
 }
 
 /// One call under way.
@@ -46,6 +53,8 @@ pub struct Plan {
 pub struct Call {
     put: bool,
     key: u64,
+    /// How many keys it writes, from `key` on.
+    keys: u64,
     sent: Instant,
     /// The least revision that the answer may have.
     floor: i64,
@@ -58,6 +67,7 @@ impl Call {
         Call {
             put: false,
             key: 0,
+            keys: 0,
             sent: now,
             floor: 0,
             complaint: None,
@@ -163,6 +173,16 @@ fn push_key(out: &mut Vec<u8>, key: u64, size: usize) {
     }
 }
 
+/// A `PutRequest`.
+fn push_put(out: &mut Vec<u8>, plan: &Plan, key: u64, sequence: u64) {
+    out.push(0x0a);
+    push_varint(out, plan.key_size as u64);
+    push_key(out, key, plan.key_size);
+    out.push(0x12);
+    push_varint(out, plan.value_size as u64);
+    push_value(out, key, sequence, plan.value_size);
+}
+
 fn varint_length(value: u64) -> usize {
     (70 - (value | 1).leading_zeros() as usize) / 7
 }
@@ -208,6 +228,7 @@ impl Load {
             false => self.random.u64(..self.plan.key_space),
         };
         match self.plan.read_percent {
+            0 if self.plan.txn_puts > 0 => self.txn(connection, key),
             0 => self.put(connection, key),
             100 => self.get(connection, key),
             percent if self.random.u8(..100) < percent => self.get(connection, key),
@@ -225,26 +246,49 @@ impl Load {
         true
     }
 
-    fn put(&mut self, connection: &mut Connection<Call>, key: u64) {
-        self.sequence += 1;
-        self.in_flight += 1;
-        let (key_size, value_size, sequence) = (self.plan.key_size, self.plan.value_size, self.sequence);
+    /// Bytes of a `PutRequest`.
+    fn put_length(&self) -> usize {
+        let (key_size, value_size) = (self.plan.key_size, self.plan.value_size);
         let sizes = varint_length(key_size as u64) + varint_length(value_size as u64);
-        let length = 2 + sizes + key_size + value_size;
-        let call = Call {
+        2 + sizes + key_size + value_size
+    }
+
+    /// A call that writes keys from this one on.
+    fn write(&mut self, key: u64, keys: u64) -> Call {
+        self.in_flight += 1;
+        Call {
             put: true,
             key,
+            keys,
             sent: self.now,
             floor: self.acknowledged + 1,
             complaint: None,
-        };
+        }
+    }
+
+    fn put(&mut self, connection: &mut Connection<Call>, key: u64) {
+        self.sequence += 1;
+        let (length, call) = (self.put_length(), self.write(key, 1));
         connection.call(PUT, call, length, |out| {
-            out.push(0x0a);
-            push_varint(out, key_size as u64);
-            push_key(out, key, key_size);
-            out.push(0x12);
-            push_varint(out, value_size as u64);
-            push_value(out, key, sequence, value_size);
+            push_put(out, &self.plan, key, self.sequence)
+        });
+    }
+
+    /// `TxnRequest { success: [RequestOp { request_put }, …] }`
+    fn txn(&mut self, connection: &mut Connection<Call>, key: u64) {
+        let puts = self.plan.txn_puts;
+        let (put_length, call) = (self.put_length(), self.write(key, puts));
+        let op_length = 1 + varint_length(put_length as u64) + put_length;
+        let length = puts as usize * (1 + varint_length(op_length as u64) + op_length);
+        connection.call(TXN, call, length, |out| {
+            for n in 0..puts {
+                self.sequence += 1;
+                for bytes in [op_length, put_length] {
+                    out.push(0x12);
+                    push_varint(out, bytes as u64);
+                }
+                push_put(out, &self.plan, (key + n) % self.plan.key_space, self.sequence);
+            }
         });
     }
 
@@ -260,6 +304,7 @@ impl Load {
         let call = Call {
             put: false,
             key,
+            keys: 1,
             sent: self.now,
             floor,
             complaint: None,
@@ -298,9 +343,19 @@ impl Load {
         }
         self.seen[word] |= bit;
         self.acknowledged = self.acknowledged.max(revision);
-        let floor = &mut self.floors[call.key as usize];
-        *floor = (*floor).max(revision);
+        for key in call.key..call.key + call.keys {
+            let floor = &mut self.floors[(key % self.plan.key_space) as usize];
+            *floor = (*floor).max(revision);
+        }
         Ok(())
+    }
+
+    /// A transaction that cannot fail must have written.
+    fn check_txn(&mut self, call: &Call, message: &[u8]) -> Result<(), String> {
+        match varint_field(message, 2)? {
+            1 => self.check_put(call, message),
+            _ => Err("a transaction without conditions did not succeed".to_owned()),
+        }
     }
 
     fn check_get(&self, call: &Call, message: &[u8]) -> Result<(), String> {
@@ -363,6 +418,9 @@ impl Load {
 impl Handler<Call> for Load {
     fn message(&mut self, call: &mut Call, message: &[u8]) {
         let checked = match call.put {
+            true if self.plan.txn_puts > 0 && call.keys == self.plan.txn_puts => {
+                self.check_txn(call, message)
+            }
             true => self.check_put(call, message),
             false => self.check_get(call, message),
         };
@@ -482,6 +540,7 @@ mod tests {
             read_percent: 50,
             sequential: false,
             serializable,
+            txn_puts: 0,
         };
         Load::new(plan, 100, 7, Instant::now())
     }
@@ -490,6 +549,7 @@ mod tests {
         Call {
             put,
             key,
+            keys: 1,
             sent: Instant::now(),
             floor,
             complaint: None,
@@ -577,6 +637,22 @@ mod tests {
                 .contains("malformed")
         );
         assert_eq!((load.acknowledged, load.floors[1]), (103, 103));
+    }
+
+    #[test]
+    fn a_transaction_must_have_written_all_its_keys() {
+        let mut load = load(false);
+        load.plan.txn_puts = 4;
+        let txn = Call {
+            keys: 4,
+            ..call(true, 8, 101)
+        };
+        let failed = load.check_txn(&txn, &header(105)).unwrap_err();
+        assert!(failed.contains("did not succeed"), "{failed}");
+        let succeeded = [header(105), vec![0x10, 1]].concat();
+        load.check_txn(&txn, &succeeded).unwrap();
+        let written: Vec<usize> = (0..10).filter(|key| load.floors[*key] == 105).collect();
+        assert_eq!(written, [0, 1, 8, 9]);
     }
 
     #[test]
