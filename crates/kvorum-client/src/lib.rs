@@ -12,6 +12,7 @@ mod endpoint;
 mod error;
 mod export;
 mod session;
+mod snapshot;
 mod watch;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -284,6 +284,21 @@ impl ClusterState {
         self.put_member(&member, writes);
     }
 
+    /// The writes after which the store knows no member, none that was removed, and no alarm.
+    pub(crate) fn forget(&self) -> Vec<Write> {
+        let members = self.members.keys().map(|id| id_key(MEMBER, *id));
+        let removed = self.removed.iter().map(|id| id_key(REMOVED, *id));
+        let alarms = self
+            .alarms
+            .iter()
+            .map(|(alarm, member)| alarm_key(*alarm, *member));
+        members
+            .chain(removed)
+            .chain(alarms)
+            .map(|key| (key, None))
+            .collect()
+    }
+
     /// Whether an alarm of this kind stands, whoever it is about.
     pub fn has_alarm(&self, alarm: Alarm) -> bool {
         self.alarms.iter().any(|(standing, _)| *standing == alarm)

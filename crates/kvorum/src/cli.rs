@@ -53,6 +53,10 @@ pub enum Command {
     Import(verbs::import::ImportArgs),
     /// Print all records as JSON lines, sorted by key
     Export(verbs::export::ExportArgs),
+    /// Save a member's state to a file, for `restore`
+    Snapshot(verbs::snapshot::SnapshotArgs),
+    /// Make a data directory for a new cluster of one from a saved snapshot
+    Restore(verbs::snapshot::RestoreArgs),
     /// Write random pairs to the leader
     Send(verbs::send::SendArgs),
     /// List, add, promote, remove and replace members
@@ -131,6 +135,8 @@ pub fn run(command: Command) -> Result<(), Failure> {
         Command::Status(args) => block_on(verbs::status::run(args)),
         Command::Import(args) => client(args.client.clone(), verbs::import::run(args)),
         Command::Export(args) => client(args.client.clone(), verbs::export::run(args)),
+        Command::Snapshot(args) => client(args.client().clone(), verbs::snapshot::save(args)),
+        Command::Restore(args) => verbs::snapshot::restore(args),
         Command::Send(args) => client(args.client.clone(), verbs::send::run(args)),
         Command::Member(args) => client(args.client().clone(), verbs::member::run(args)),
         Command::Ui(args) => block_on(verbs::ui::run(args)),

@@ -6,6 +6,7 @@ pub mod kv;
 pub mod member;
 pub mod record;
 pub mod send;
+pub mod snapshot;
 pub mod status;
 pub mod txn;
 pub mod ui;

@@ -397,6 +397,27 @@ impl<S: Store> StateMachine<S> {
         Ok(Maintenance { removed, pending })
     }
 
+    /// Makes this state the beginning of another cluster, of these members: keys, history and sessions stay, and who
+    /// the members were is forgotten, with their alarms. Nobody reads it meanwhile.
+    pub fn found_anew(&mut self, configuration: Bytes) -> Result<(), StoreError> {
+        let mut writes = self.core.cluster.forget();
+        self.core.cluster = Arc::new(ClusterState {
+            next_member: self.core.cluster.next_member,
+            settings: self.core.cluster.settings,
+            ..ClusterState::default()
+        });
+        writes.push(self.core.cluster.record());
+        writes.push((CONFIGURATION_KEY, Some(configuration.clone())));
+        self.core.configuration = configuration;
+        self.store.write(Batch {
+            writes,
+            mark: self.core.state.index,
+        })?;
+        self.cluster_version += 1;
+        self.publish();
+        Ok(())
+    }
+
     /// One step of removal whatever the rate limit says; whether there is more to remove.
     pub fn remove_now(&mut self) -> Result<bool, StoreError> {
         let compacted = self.core.state.compacted;

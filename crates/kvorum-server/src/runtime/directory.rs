@@ -383,7 +383,7 @@ fn incarnation() -> Result<u128, StartError> {
     Ok(u128::from_le_bytes(bytes))
 }
 
-fn found(options: &ServeOptions) -> Result<Identity, StartError> {
+pub(super) fn found(options: &ServeOptions) -> Result<Identity, StartError> {
     let token = &options.cluster_token;
     let mut founders: Vec<u64> = options
         .founders()

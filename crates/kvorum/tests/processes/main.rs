@@ -20,6 +20,7 @@ mod one_member;
 mod program;
 mod replaced;
 mod replacement;
+mod restore;
 mod stop;
 mod surfaces;
 mod unknown;
