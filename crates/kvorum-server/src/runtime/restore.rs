@@ -21,8 +21,9 @@ use super::directory::{self, StartError};
 use super::identity::IdentityError;
 use crate::options::ServeOptions;
 
-/// Bytes of the hash that may follow the snapshot.
+/// Bytes of the hash that may follow the snapshot, and of the zeros between them at most.
 const HASH_BYTES: usize = 32;
+const PADDING_BYTES_MAX: usize = 511;
 
 /// Why nothing was restored. One line each.
 #[derive(Debug, thiserror::Error)]
@@ -147,7 +148,7 @@ fn fill(options: &ServeOptions, dir: &Path, snapshot: &mut impl Read) -> Result<
     Ok(restored)
 }
 
-/// All frames, and the hash of their bytes that may follow them.
+/// All frames, and the zeros and the hash of it all that may follow them.
 fn read_frames(
     mut sink: SnapshotSink<LsmStore>,
     snapshot: &mut impl Read,
@@ -162,9 +163,18 @@ fn read_frames(
         hash.update(&frame);
         sink.push(Bytes::from(frame))?;
     }
-    let mut rest = Vec::with_capacity(HASH_BYTES + 1);
-    snapshot.take(HASH_BYTES as u64 + 1).read_to_end(&mut rest)?;
-    if !rest.is_empty() && rest[..] != hash.finalize()[..] {
+    let rest_bytes_max = PADDING_BYTES_MAX + HASH_BYTES;
+    let mut rest = Vec::with_capacity(rest_bytes_max + 1);
+    snapshot.take(rest_bytes_max as u64 + 1).read_to_end(&mut rest)?;
+    if rest.is_empty() {
+        return Ok(sink);
+    }
+    let (padding, digest) = rest
+        .split_last_chunk::<HASH_BYTES>()
+        .filter(|(padding, _)| padding.len() <= PADDING_BYTES_MAX)
+        .ok_or(RestoreError::Hash)?;
+    hash.update(padding);
+    if digest[..] != hash.finalize()[..] {
         return Err(RestoreError::Hash);
     }
     Ok(sink)

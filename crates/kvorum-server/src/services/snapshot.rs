@@ -17,6 +17,8 @@ use crate::local::SnapshotFrames;
 
 /// Bytes of one message, as etcd has it.
 const BLOB_BYTES: usize = 32 * 1024;
+/// The stream is filled with zeros to a multiple of this before its hash: etcdctl takes no other length for whole.
+const SECTOR_BYTES: u64 = 512;
 /// Messages that wait for the connection.
 const MESSAGES_AHEAD: usize = 64;
 
@@ -47,6 +49,8 @@ fn feed(
         }
         remaining += frame.len() as u64;
     }
+    let padding = remaining.next_multiple_of(SECTOR_BYTES) - remaining;
+    remaining += padding;
     frames.restart();
     let (mut hash, mut waiting) = (Sha256::new(), BytesMut::new());
     let send = |blob: Bytes, remaining: u64| {
@@ -61,7 +65,10 @@ fn feed(
     loop {
         let frame = frames.next_frame()?;
         let is_end = frame.is_none();
-        waiting.extend_from_slice(&frame.unwrap_or_default());
+        match frame {
+            Some(frame) => waiting.extend_from_slice(&frame),
+            None => waiting.resize(waiting.len() + padding as usize, 0),
+        }
         while waiting.len() >= BLOB_BYTES || (is_end && !waiting.is_empty()) {
             let blob = waiting.split_to(waiting.len().min(BLOB_BYTES)).freeze();
             hash.update(&blob);

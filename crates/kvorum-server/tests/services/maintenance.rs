@@ -293,6 +293,7 @@ async fn a_snapshot_says_what_is_to_come_and_ends_with_its_hash() {
     );
     assert_eq!(digest[..], Sha256::digest(&bytes)[..]);
     assert!(bytes.starts_with(b"kvSH"));
+    assert_eq!(bytes.len() % 512, 0, "etcdctl takes no other length for whole");
 }
 
 #[tokio::test]
