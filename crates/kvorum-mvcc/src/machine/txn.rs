@@ -12,7 +12,7 @@ use kvorum_model::{
 
 use super::core::{Core, Planned, check_key, plan_delete, plan_put};
 use crate::cache::Head;
-use crate::read::{Found, ReadError, Source, answer_range, check_revision, holds};
+use crate::read::{Found, ReadError, Source, answer_range, check_revision_in_txn, holds};
 use crate::store::{StoreError, View};
 
 impl<V: View> Core<V> {
@@ -61,11 +61,7 @@ impl<V: View> Core<V> {
     }
 
     fn check_range(&self, request: &RangeRequest) -> Result<(), Error> {
-        // Unlike a read outside, a negative revision is below any compaction.
-        if request.revision < 0 && self.state.compacted > 0 {
-            return Err(Error::Compacted);
-        }
-        check_revision(request.revision, self.state.revision, self.state.compacted).map(|_| ())
+        check_revision_in_txn(request.revision, self.state.revision, self.state.compacted)
     }
 
     fn check_put(&self, request: &PutRequest) -> Result<(), ReadError> {

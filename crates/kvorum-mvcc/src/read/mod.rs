@@ -68,3 +68,17 @@ pub(crate) fn check_revision(
         asked => Ok(Some(asked)),
     }
 }
+
+/// What is wrong with the revision of a range in a transaction. Unlike one outside, where any negative number stands
+/// for the newest, etcd holds it against its last compaction, which is -1 as long as there was none.
+pub(crate) fn check_revision_in_txn(
+    asked: Revision,
+    current: Revision,
+    compacted: Revision,
+) -> Result<(), Error> {
+    let oldest = if compacted == 0 { -1 } else { 0 };
+    if asked < oldest {
+        return Err(Error::Compacted);
+    }
+    check_revision(asked, current, compacted).map(|_| ())
+}

@@ -10,7 +10,7 @@ use kvorum_model::{
 };
 
 use super::{Found, ReadError, Scan, Source, answer_range, check_bounds, check_revision, holds, kv_bytes};
-use super::{newest, point_at, scan_at};
+use super::{check_revision_in_txn, newest, point_at, scan_at};
 use crate::cache::{HeadCache, KeyFilter, Known, detached, hash_of};
 use crate::layout::{Change, data_key, history_key, read_change, read_record, record_sub};
 use crate::snapshot::SnapshotReader;
@@ -210,14 +210,16 @@ impl<S: Store> ReadView<S> {
         for compare in &request.compare {
             succeeded = succeeded && holds(self, compare)?;
         }
-        let mut left = bytes_max;
-        let mut responses = Vec::new();
-        for op in if succeeded {
+        let ops = if succeeded {
             &request.success
         } else {
             &request.failure
-        } {
+        };
+        let mut left = bytes_max;
+        let mut responses = Vec::new();
+        for op in ops {
             if let RequestOp::Range(range) = op {
+                check_revision_in_txn(range.revision, self.revision(), self.compacted())?;
                 let too_large = |error| match error {
                     ReadError::TooLarge { .. } => ReadError::TooLarge { bytes_max },
                     other => other,

@@ -99,11 +99,11 @@ pub enum WatchOutput {
     Canceled {
         /// Its ID; -1 for one that was refused.
         watch_id: i64,
-        /// The hub's revision.
+        /// The hub's revision; 0 with `compact_revision`, as in etcd.
         revision: Revision,
         /// It was refused: the message answers its creation, too.
         created: bool,
-        /// Why; empty if the client asked for it.
+        /// Why; empty if the client asked for it, or `compact_revision` says it.
         reason: Cow<'static, str>,
         /// Where a new watcher could start, if history that it needs is compacted; else 0.
         compact_revision: Revision,
@@ -368,7 +368,7 @@ impl Hub {
         let (near, far): (BTreeSet<_>, BTreeSet<_>) =
             served.into_iter().partition(|id| self.next_of(*id) >= first);
         if !near.is_empty() {
-            self.catch_up_near(near, budget);
+            self.catch_up_near(near, view.compacted(), budget);
         }
         if !far.is_empty() {
             self.catch_up_far(far, &view, budget)?;
@@ -504,7 +504,7 @@ impl Hub {
 
     /// Cancels those of the watchers whose history is gone; returns the others.
     fn cancel_compacted(&mut self, ids: BTreeSet<WatcherId>, compacted: Revision) -> BTreeSet<WatcherId> {
-        let (revision, first) = (self.revision(), self.ring.first());
+        let first = self.ring.first();
         ids.into_iter()
             .filter(|id| {
                 let watcher = self.watcher(*id);
@@ -518,7 +518,7 @@ impl Hub {
                         .streams
                         .get_mut(&id.stream)
                         .expect("a known watcher's stream is there");
-                    stream.cancel_compacted(id.watch, revision, compacted);
+                    stream.cancel_compacted(id.watch, compacted);
                     self.ready.insert(id.stream);
                 }
                 !is_gone
@@ -526,12 +526,16 @@ impl Hub {
             .collect()
     }
 
-    /// Serves watchers from the ring.
-    fn catch_up_near(&mut self, ids: BTreeSet<WatcherId>, budget: CatchUpBudget) {
+    /// Serves watchers from the ring, which may hold what history does not have any more: the record before an event
+    /// at the last compaction, for one. Where an event comes from must not show.
+    fn catch_up_near(&mut self, ids: BTreeSet<WatcherId>, compacted: Revision, budget: CatchUpBudget) {
         let mut revision = self.choose(&ids);
         let mut changes = 0;
         while let Some(found) = self.ring.get(revision) {
-            let events = found.events.clone();
+            let mut events = found.events.clone();
+            if revision <= compacted {
+                events = events.iter().map(without_previous).collect();
+            }
             changes += events.len();
             self.deliver(&events, self.ring.newest(), |watcher| watcher.is_chosen);
             revision += 1;
@@ -603,6 +607,13 @@ impl Hub {
                 }
             }
         }
+    }
+}
+
+fn without_previous(event: &Event) -> Event {
+    Event {
+        prev_kv: None,
+        ..event.clone()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 
-use kvorum_model::{Error, Event, EventKind, KeyRange, Revision};
+use kvorum_model::{Event, EventKind, KeyRange, Revision};
 
 use super::{WatchOutput, WatchRequest, event_bytes};
 
@@ -247,12 +247,13 @@ impl Stream {
         }
     }
 
-    pub fn cancel_compacted(&mut self, watch_id: i64, revision: Revision, compact_revision: Revision) {
+    /// As etcd says it: with neither a revision nor words.
+    pub fn cancel_compacted(&mut self, watch_id: i64, compact_revision: Revision) {
         self.say(WatchOutput::Canceled {
             watch_id,
-            revision,
+            revision: 0,
             created: false,
-            reason: Error::Compacted.to_string().into(),
+            reason: Cow::Borrowed(""),
             compact_revision,
         });
     }

@@ -17,6 +17,9 @@ use crate::reads::{blocking, state_status};
 /// How often a moved leadership is looked for.
 const LEADER_POLL: std::time::Duration = std::time::Duration::from_millis(5);
 
+/// The least size of the store that is told: etcdctl 3.6 divides by it.
+const DB_BYTES_MIN: u64 = 4096;
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct MaintenanceService(Core);
@@ -34,6 +37,7 @@ impl MaintenanceService {
             core.handle.state().facts(),
             core.handle.figures(),
         );
+        let db_bytes = figures.disk_bytes.max(DB_BYTES_MIN) as i64;
         let mut errors = Vec::new();
         if status.leader == 0 {
             errors.push("etcdserver: no leader".to_owned());
@@ -47,13 +51,13 @@ impl MaintenanceService {
         pb::StatusResponse {
             header: Some(core.header(facts.revision)),
             version: core.etcd_version.to_owned(),
-            db_size: figures.disk_bytes as i64,
+            db_size: db_bytes,
             leader: status.leader,
             raft_index: status.commit,
             raft_term: status.term,
             raft_applied_index: status.applied,
             errors,
-            db_size_in_use: figures.disk_bytes as i64,
+            db_size_in_use: db_bytes,
             is_learner: status.configuration.learners.contains(&status.id),
             storage_version: storage_version(core.etcd_version),
             db_size_quota: core.operations.quota.bytes as i64,

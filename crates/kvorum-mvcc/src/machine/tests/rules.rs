@@ -125,6 +125,20 @@ fn a_read_error_ends_the_transaction_before_any_write() {
     let mut machine = open(MemStore::new());
     apply(&mut machine, put("a", "1"));
     apply(&mut machine, put("a", "2"));
+    // Before the first compaction only -1 is the newest, as in etcd.
+    for (revision, expected) in [(-1, None), (-2, Some(Error::Compacted))] {
+        let txn = TxnRequest {
+            success: vec![range(RangeRequest {
+                revision,
+                ..point("a")
+            })],
+            ..TxnRequest::default()
+        };
+        let read_only = machine.reader().view().txn(&txn, usize::MAX);
+        assert_eq!(read_only.err(), expected.clone().map(ReadError::Request));
+        let logged = apply(&mut machine, Command::Txn(txn)).result;
+        assert_eq!(logged.err(), expected);
+    }
     apply(&mut machine, Command::Compact(3));
     let write = || {
         RequestOp::Put(PutRequest {
@@ -159,6 +173,13 @@ fn a_read_error_ends_the_transaction_before_any_write() {
         for txn in [txn, deep] {
             assert_eq!(apply(&mut machine, Command::Txn(txn)).result, Err(error.clone()));
         }
+        // One that only reads, without the log: this way once took a negative revision for the newest.
+        let read_only = TxnRequest {
+            success: vec![read(revision)],
+            ..TxnRequest::default()
+        };
+        let answer = machine.reader().view().txn(&read_only, usize::MAX);
+        assert_eq!(answer.unwrap_err(), ReadError::Request(error));
     }
     assert_eq!(machine.revision(), 3);
     assert_eq!(machine.reader().view().get(b"w").unwrap(), None);

@@ -1,0 +1,6 @@
+// Command etcdctl is the reference client: the unmodified etcdctl of the pinned version.
+package main
+
+import "go.etcd.io/etcd/etcdctl/v3/ctlv3"
+
+func main() { ctlv3.MustStart() }
