@@ -72,7 +72,6 @@ calls! {
     Status = maintenance_client::MaintenanceClient.status(StatusRequest) -> StatusResponse;
     Defragment = maintenance_client::MaintenanceClient.defragment(DefragmentRequest) -> DefragmentResponse;
     HashKv = maintenance_client::MaintenanceClient.hash_kv(HashKvRequest) -> HashKvResponse;
-    MoveLeader = maintenance_client::MaintenanceClient.move_leader(MoveLeaderRequest) -> MoveLeaderResponse;
 }
 
 fn with_token<T>(message: T, token: Option<&str>) -> tonic::Request<T> {

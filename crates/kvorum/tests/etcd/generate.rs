@@ -334,7 +334,6 @@ impl Draw {
 
     fn maintenance(&mut self) -> Request {
         match self.rng.u32(..6) {
-            0 => Request::Status(etcd::StatusRequest {}),
             1 => Request::Alarm(etcd::AlarmRequest::default()),
             2 => Request::MemberList(etcd::MemberListRequest {
                 linearizable: self.percent(50),
@@ -343,7 +342,7 @@ impl Draw {
                 Request::HashKv(etcd::HashKvRequest { revision: self.at() })
             }
             4 if is_supported(Service::Defragment) => Request::Defragment(etcd::DefragmentRequest {}),
-            _ => Request::MoveLeader(etcd::MoveLeaderRequest { target_id: 1 }),
+            _ => Request::Status(etcd::StatusRequest {}),
         }
     }
 
