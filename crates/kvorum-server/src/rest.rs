@@ -21,6 +21,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use self::cors::Caller;
+pub(crate) use self::cors::{host_name, is_of_this_machine};
 use self::table::{Endpoint, Found};
 use crate::api::{Core, WIRE_OVERHEAD_BYTES};
 use crate::compat::{dist_kv, raft_kv, raft_kv_store};

@@ -21,6 +21,7 @@ use tonic::body::Body;
 
 use super::{CONFIG, PATH, Shown, config, file};
 use crate::http::{HttpLimits, HttpServer, Phase};
+use crate::rest::{host_name, is_of_this_machine};
 use crate::routes::{Answering, Rest, RoutesBuilder, plain};
 
 /// How long a member may take for the list of members.
@@ -179,15 +180,7 @@ fn unreachable_member(why: &str) -> Response<Body> {
 fn is_own_page(headers: &HeaderMap) -> Result<(), &'static str> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let host = text(HOST).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, port)| {
-        if port.bytes().all(|b| b.is_ascii_digit()) {
-            name
-        } else {
-            host
-        }
-    });
-    let bare = name.trim_start_matches('[').trim_end_matches(']');
-    if name != "localhost" && bare.parse::<std::net::IpAddr>().is_err() {
+    if !is_of_this_machine(host_name(host)) {
         return Err("open the console by an IP address or as localhost\n");
     }
     match text(ORIGIN) {

@@ -9,6 +9,7 @@ use kvorum_proto::kvorum::v1::Hello;
 use tonic::Status;
 
 use super::identity::Identity;
+use super::strangers::name_cluster;
 
 /// The version of the peer protocol.
 const PROTOCOL: u32 = 1;
@@ -93,9 +94,13 @@ impl Acquaintance {
         let theirs = read_u128(&hello.cluster_uuid)?;
         if theirs != 0 && identity.cluster_uuid != 0 {
             if theirs != identity.cluster_uuid {
-                return refuse(format!(
+                let why = format!(
                     "this is cluster {:032x}, not {theirs:032x}: check addresses and data directories",
                     identity.cluster_uuid
+                );
+                return Err(name_cluster(
+                    Status::failed_precondition(why),
+                    identity.cluster_uuid,
                 ));
             }
         } else if hello.member_id == 0 && hello.token_hash.is_empty() {

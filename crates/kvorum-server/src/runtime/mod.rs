@@ -24,6 +24,7 @@ mod restore;
 mod serve;
 mod snapshots;
 mod space;
+mod strangers;
 
 pub use directory::StartError;
 pub(crate) use peer_service::PeerService;

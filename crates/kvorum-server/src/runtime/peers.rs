@@ -26,6 +26,8 @@ use tonic::{Code, Status, Streaming};
 
 use super::figures::note_message;
 use super::handshake::Acquaintance;
+use super::replica_thread::End;
+use super::strangers::Strangers;
 use crate::metrics::Metrics;
 
 /// Messages that wait for one lane's connection to take them.
@@ -44,8 +46,8 @@ pub(crate) const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// Where inputs for the replica go.
 pub type Inbox = Arc<dyn Fn(Input) + Send + Sync>;
 
-/// Told once if the cluster says that this member was removed.
-pub type OnRemoved = Arc<dyn Fn(String) + Send + Sync>;
+/// Told if what the peers say ends this member.
+pub(crate) type OnEnd = Arc<dyn Fn(End) + Send + Sync>;
 
 /// The outgoing half of a member's peer connections.
 #[derive(Clone)]
@@ -56,7 +58,7 @@ pub struct PeerNet {
 struct Shared {
     acquaintance: Arc<Acquaintance>,
     inbox: Inbox,
-    on_removed: OnRemoved,
+    on_end: OnEnd,
     metrics: Arc<Metrics>,
     runtime: tokio::runtime::Handle,
     timeouts: PeerTimeouts,
@@ -65,6 +67,7 @@ struct Shared {
     met: Mutex<BTreeMap<u64, Vec<String>>>,
     /// What a connection to this peer last failed with: each trouble is logged once.
     troubles: Mutex<BTreeMap<u64, String>>,
+    strangers: Mutex<Strangers>,
 }
 
 /// How long connections are given; zero: as long as is usual.
@@ -95,10 +98,10 @@ impl Drop for Peer {
 
 impl PeerNet {
     /// A net without peers yet.
-    pub fn new(
+    pub(crate) fn new(
         acquaintance: Arc<Acquaintance>,
         inbox: Inbox,
-        on_removed: OnRemoved,
+        on_end: OnEnd,
         metrics: Arc<Metrics>,
         runtime: tokio::runtime::Handle,
         timeouts: PeerTimeouts,
@@ -108,19 +111,25 @@ impl PeerNet {
             shared: Arc::new(Shared {
                 acquaintance,
                 inbox,
-                on_removed,
+                on_end,
                 metrics,
                 runtime,
                 timeouts,
                 peers,
                 met,
                 troubles,
+                strangers: Mutex::default(),
             }),
         }
     }
 
     /// A peer dialled this member: it can be answered, whether the cluster's records are here yet or not.
     pub fn meet(&self, id: u64, addresses: Vec<String>) {
+        self.shared
+            .strangers
+            .lock()
+            .expect("no panic while held")
+            .agreed();
         if addresses.is_empty() {
             return;
         }
@@ -282,6 +291,21 @@ impl PeerNet {
     }
 }
 
+impl Shared {
+    /// Ends this member if this refusal shows that its data is of another cluster than its peers.
+    fn end_among_strangers(&self, peer: u64, refusal: &Status) {
+        let peers = self.peers.read().expect("no panic while held").len();
+        let mut strangers = self.strangers.lock().expect("no panic while held");
+        if let Some(theirs) = strangers.refused(peer, refusal, peers) {
+            let own = self.acquaintance.identity().cluster_uuid;
+            (self.on_end)(End::Stranger(format!(
+                "it belongs to cluster {own:032x}, but most members of --initial-cluster are of cluster \
+                 {theirs:032x} and none is of its own; check --data-dir and the addresses"
+            )));
+        }
+    }
+}
+
 /// One lane for as long as the peer is one: connects, sends, and connects again.
 async fn run_lane(
     shared: Arc<Shared>,
@@ -301,6 +325,7 @@ async fn run_lane(
         match opened.unwrap_or_else(|_| Err(Status::unavailable("the peer does not answer in time"))) {
             Ok(stream) => {
                 shared.troubles.lock().expect("no panic while held").remove(&id);
+                shared.strangers.lock().expect("no panic while held").agreed();
                 tracing::debug!(peer = %format_args!("{id:016x}"), address, ?lane, "connected to peer");
                 pause = BACKOFF.0;
                 while messages.try_recv().is_ok() {
@@ -322,8 +347,10 @@ async fn run_lane(
                     tracing::warn!(peer = %format_args!("{id:016x}"), address, "peer refuses: {}", status.message());
                 }
                 if status.code() == Code::PermissionDenied {
-                    (shared.on_removed)(status.message().to_owned());
+                    tracing::error!("{}", status.message());
+                    (shared.on_end)(End::Removed);
                 }
+                shared.end_among_strangers(id, &status);
             }
         }
         let mut dropped = false;

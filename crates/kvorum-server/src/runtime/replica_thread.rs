@@ -28,6 +28,8 @@ pub enum End {
     Stopped,
     /// The member was removed from the cluster.
     Removed,
+    /// The other members are of another cluster than this member's data; the reason.
+    Stranger(String),
     /// An invariant broke, or disk or store failed.
     Fatal(String),
 }

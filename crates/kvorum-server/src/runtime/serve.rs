@@ -27,7 +27,7 @@ use super::leadership::Leadership;
 use super::listeners::{ClientListener, Listeners};
 use super::log_thread::{LogWork, run_reader, run_writer};
 use super::peer_service::{Farewell, PeerService};
-use super::peers::{FRAME_BYTES_MAX, Inbox, OnRemoved, PeerNet, PeerTimeouts, WINDOW_BYTES};
+use super::peers::{FRAME_BYTES_MAX, Inbox, OnEnd, PeerNet, PeerTimeouts, WINDOW_BYTES};
 use super::replica_thread::{self, End, OnCluster, Outlets};
 use super::snapshots::{Built, SnapshotReceiver, SnapshotSender, Stage};
 use super::space::SpaceWatch;
@@ -139,6 +139,10 @@ pub fn serve(
             Ok(())
         }
         End::Removed => Err(ServeError::Removed),
+        End::Stranger(why) => Err(ServeError::Start(StartError::Directory {
+            dir: options.data_dir,
+            why,
+        })),
         End::Fatal(why) => Err(ServeError::Fatal(why)),
     };
     member.stop();
@@ -246,12 +250,9 @@ impl Member {
         };
         let (ending, ended) = watch::channel(None);
         let ending = Ending(Arc::new(ending));
-        let on_removed: OnRemoved = {
+        let on_end: OnEnd = {
             let ending = ending.clone();
-            Arc::new(move |why| {
-                tracing::error!("{why}");
-                ending.tell(End::Removed);
-            })
+            Arc::new(move |end| ending.tell(end))
         };
 
         let metrics = Arc::new(Metrics::default());
@@ -263,7 +264,7 @@ impl Member {
         let net = PeerNet::new(
             acquaintance.clone(),
             inbox.clone(),
-            on_removed,
+            on_end,
             metrics.clone(),
             runtime.clone(),
             PeerTimeouts {

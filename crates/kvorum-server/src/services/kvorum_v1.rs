@@ -1,5 +1,7 @@
 //! `kvorum.v1`: what etcd's API has no words for.
 
+use std::sync::Arc;
+
 use kvorum_model::{Command, KeyRange, MemberRecord, Reply};
 use kvorum_node::{AdminRequest, NodeStatus, PeerStatus};
 use kvorum_proto::kvorum::v1::kvorum_server::Kvorum;
@@ -101,10 +103,17 @@ impl KvorumService {
         }
     }
 
-    /// The member that a request means.
-    fn selected(&self, selector: Option<MemberSelector>) -> Result<u64, Status> {
+    /// The member that a request means. A member that lags, or restarts, knows others than there are: a name is
+    /// looked up once what was committed before the question is applied here.
+    ///
+    /// # Errors
+    /// NotFound if there is none; Unavailable if no quorum confirms in time what this member knows.
+    async fn selected(&self, context: &Context, selector: Option<MemberSelector>) -> Result<u64, Status> {
         let selector = selector.unwrap_or_default();
-        let status = self.0.handle.status();
+        let barrier = self.0.barrier(context).await;
+        barrier.map_err(|error| Outcome::NotApplied.mark(error.into()))?;
+        let applied = self.0.handle.state().facts().applied;
+        let status = self.status_once(|status| status.applied >= applied).await;
         let unknown = |who: String| {
             Outcome::NotApplied.mark(Status::not_found(format!("etcdserver: member not found: {who}")))
         };
@@ -132,17 +141,21 @@ impl KvorumService {
         operations::change(&self.0, request, context.deadline).await
     }
 
-    /// The members, once the status that this member publishes now and then shows the change; or, should that
-    /// take long, as they are shown.
-    async fn members_once(&self, changed: impl Fn(&NodeStatus) -> bool) -> Vec<pb::Member> {
+    /// The status that this member publishes now and then, once it shows this; or, should that take long, as it is.
+    async fn status_once(&self, shows: impl Fn(&NodeStatus) -> bool) -> Arc<NodeStatus> {
         for _ in 0..PUBLISH_POLLS {
             let status = self.0.handle.status();
-            if changed(&status) {
-                return members(&status);
+            if shows(&status) {
+                return status;
             }
             tokio::time::sleep(PUBLISH_POLL).await;
         }
-        members(&self.0.handle.status())
+        self.0.handle.status()
+    }
+
+    /// The members, once a change of them shows.
+    async fn members_once(&self, changed: impl Fn(&NodeStatus) -> bool) -> Vec<pb::Member> {
+        members(&*self.status_once(changed).await)
     }
 
     /// Checks the name and the addresses of a member that is to join.
@@ -204,7 +217,7 @@ impl KvorumService {
     ) -> Result<pb::MemberReplaceResponse, Status> {
         let context = Context::of(&request, &self.0.handle)?;
         let request = request.into_inner();
-        let old = self.selected(request.member)?;
+        let old = self.selected(&context, request.member).await?;
         let known = self
             .0
             .handle
@@ -246,7 +259,7 @@ impl KvorumService {
 
     async fn promote(&self, request: Request<pb::MemberPromoteRequest>) -> Result<Vec<pb::Member>, Status> {
         let context = Context::of(&request, &self.0.handle)?;
-        let id = self.selected(request.into_inner().member)?;
+        let id = self.selected(&context, request.into_inner().member).await?;
         self.administer(&context, AdminRequest::Promote(id)).await?;
         Ok(self
             .members_once(|status| status.configuration.voters.contains(&id))
@@ -255,7 +268,7 @@ impl KvorumService {
 
     async fn remove(&self, request: Request<pb::MemberRemoveRequest>) -> Result<Vec<pb::Member>, Status> {
         let context = Context::of(&request, &self.0.handle)?;
-        let id = self.selected(request.into_inner().member)?;
+        let id = self.selected(&context, request.into_inner().member).await?;
         self.administer(&context, AdminRequest::Remove(id)).await?;
         Ok(self
             .members_once(|status| !status.configuration.contains(id))
@@ -265,7 +278,9 @@ impl KvorumService {
     async fn transfer(&self, request: Request<pb::TransferLeadershipRequest>) -> Result<u64, Status> {
         let context = Context::of(&request, &self.0.handle)?;
         let target = match request.into_inner().to {
-            Some(selector) if selector != MemberSelector::default() => self.selected(Some(selector))?,
+            Some(selector) if selector != MemberSelector::default() => {
+                self.selected(&context, Some(selector)).await?
+            }
             _ => 0,
         };
         let before = self.0.handle.leader();

@@ -1,4 +1,4 @@
-use kvorum_node::AdminError;
+use kvorum_node::{AdminError, ReadFailure};
 use kvorum_proto::Outcome;
 use kvorum_proto::etcdserverpb::cluster_client::ClusterClient;
 use kvorum_proto::etcdserverpb::kv_client::KvClient;
@@ -12,7 +12,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::etcd_kv::put;
-use crate::replica::{CLUSTER, MEMBER, OTHER, Server};
+use crate::replica::{CLUSTER, MEMBER, OTHER, Server, Trouble};
 
 async fn client(server: &Server) -> KvorumClient<Channel> {
     KvorumClient::new(server.channel().await).max_decoding_message_size(usize::MAX)
@@ -164,6 +164,22 @@ async fn members_are_named_by_id_or_name() {
             (Code::InvalidArgument, Some(Outcome::NotApplied))
         );
     }
+}
+
+/// A member that has just restarted, or lags, knows other members than there are: what it does not find it must not
+/// deny before a quorum confirmed that it is up to date.
+#[tokio::test]
+async fn a_member_that_may_lag_denies_nobody() {
+    let server = Server::start();
+    let mut client = client(&server).await;
+    server.set(|b| b.reads = Some(Trouble::Failure(ReadFailure::TimedOut)));
+    for name in ["newcomer", "n9"] {
+        let remove = pb::MemberRemoveRequest { member: named(name) };
+        let status = client.member_remove(remove).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{name}");
+        assert_eq!(Outcome::of(&status), Some(Outcome::NotApplied), "{name}");
+    }
+    assert!(server.behaviour.lock().unwrap().asked.is_empty());
 }
 
 #[tokio::test]

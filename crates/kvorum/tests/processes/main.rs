@@ -22,5 +22,6 @@ mod replaced;
 mod replacement;
 mod restore;
 mod stop;
+mod strangers;
 mod surfaces;
 mod unknown;
