@@ -9,8 +9,8 @@ mod table;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::header::{ALLOW, CONTENT_TYPE, HOST};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use kvorum_model::{KeyRange, RangeRequest};
@@ -100,6 +100,13 @@ async fn route(core: &Core, request: Request<Incoming>) -> Response<Body> {
         let text = "a page of another origin may not write here; --cors ORIGIN of the member allows one";
         return error_response(Outcome::NotApplied.mark(Status::permission_denied(text)).into());
     }
+    if !is_safe && !is_plain(request.headers()) {
+        let text = "no Content-Encoding is understood here; send the body as it is";
+        let refused = Outcome::NotApplied.mark(Status::invalid_argument(text));
+        let mut response = error_response(refused.into());
+        *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return response;
+    }
     let origin = match caller {
         Caller::Allowed(origin) if endpoint.is_for_pages() => Some(origin),
         _ => None,
@@ -113,6 +120,12 @@ async fn route(core: &Core, request: Request<Incoming>) -> Response<Body> {
         cors::allow(&mut response, origin);
     }
     response
+}
+
+/// Whether the body is as it stands, neither compressed nor encoded otherwise.
+fn is_plain(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(CONTENT_ENCODING).into_iter();
+    encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 /// What the client calls this server.
@@ -194,6 +207,10 @@ pub(crate) async fn body_within(
     body: Incoming,
     context: &Context,
 ) -> Result<bytes::Bytes, Failed> {
+    // One that says beforehand that it is too large is not read: nor does a client that asks get its leave to send it.
+    if http_body::Body::size_hint(&body).lower() > bytes_max as u64 {
+        return Err(Failed::BodyTooLarge(bytes_max));
+    }
     let whole = Limited::new(body, bytes_max).collect();
     match tokio::time::timeout_at(context.deadline.into(), whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),

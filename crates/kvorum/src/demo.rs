@@ -7,11 +7,12 @@
 mod member;
 mod screen;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::IsTerminal;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -438,16 +439,34 @@ impl Demo {
     }
 }
 
-/// How this program was called, as one can type it.
+/// How this program is called, as one can type it here.
 fn invocation() -> String {
     let Ok(program) = std::env::current_exe() else {
         return "kvorum".to_owned();
     };
     let here = std::env::current_dir().unwrap_or_default();
-    program.strip_prefix(&here).map_or_else(
-        |_| "kvorum".to_owned(),
-        |relative| format!("./{}", relative.display()),
-    )
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    typed(&program, &here, &path)
+}
+
+/// The program's name if that finds it, else its path from here, else its path.
+fn typed(program: &Path, here: &Path, path: &OsStr) -> String {
+    let name = program.file_name().unwrap_or_default();
+    let found = std::env::split_paths(path)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file());
+    let same = |file: PathBuf| file.canonicalize().ok() == program.canonicalize().ok();
+    if found.is_some_and(same) {
+        return name.display().to_string();
+    }
+    let typed = match program.strip_prefix(here) {
+        Ok(relative) => format!("./{}", relative.display()),
+        Err(_) => program.display().to_string(),
+    };
+    match typed.contains(|c: char| c.is_whitespace() || "'\"\\$&;()<>|*?".contains(c)) {
+        true => format!("'{}'", typed.replace('\'', "'\\''")),
+        false => typed,
+    }
 }
 
 /// The lines of standard input, read by a thread of their own.
@@ -477,6 +496,29 @@ fn is_screen() -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    /// After `cargo run` in another directory, nothing called `kvorum` need be on the path.
+    #[test]
+    fn the_program_is_named_so_that_the_shell_finds_it() {
+        let home = tempfile::tempdir().unwrap();
+        let (bin, other) = (home.path().join("bin"), home.path().join("other"));
+        for dir in [&bin, &other] {
+            fs::create_dir(dir).unwrap();
+            fs::write(dir.join("kvorum"), "").unwrap();
+        }
+        let program = bin.join("kvorum");
+        let check = |here: &Path, path: &[&Path], expected: &str| {
+            let path = std::env::join_paths(path).unwrap();
+            assert_eq!(typed(&program, here, &path), expected);
+        };
+        let absolute = program.display().to_string();
+        check(home.path(), &[], "./bin/kvorum");
+        check(&other, &[], &absolute);
+        check(&other, &[&bin], "kvorum");
+        check(&other, &[&other, &bin], &absolute);
+        let spaced = typed(Path::new("/a b/it's/kvorum"), &other, OsStr::new(""));
+        assert_eq!(spaced, r"'/a b/it'\''s/kvorum'");
+    }
 
     #[test]
     fn commands_parse() {

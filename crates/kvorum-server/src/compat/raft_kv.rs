@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use http::{Request as HttpRequest, Response as HttpResponse, StatusCode};
 use hyper::body::Incoming;
-use kvorum_model::{Command, DeleteRangeRequest, KeyRange, PutRequest, RangeRequest};
+use kvorum_model::{Command, DeleteRangeRequest, Error, KeyRange, PutRequest, RangeRequest};
 use kvorum_proto::kv_pb::{self as pb, kv_service_server::KvService};
 use kvorum_proto::raft_pb::{InfoRequest, InfoResponse, raft_service_server::RaftService};
 use kvorum_proto::{Outcome, refused, status_of};
@@ -28,10 +28,20 @@ fn empty_key() -> Status {
     Status::invalid_argument("empty key")
 }
 
+/// A range may begin behind the longest key, so its limit is not the one of a key.
+fn check_key(core: &Core, key: &str) -> Result<(), Status> {
+    let max = core.handle.limits().key_bytes_max as u64;
+    match key.len() as u64 {
+        bytes if bytes > max => Err(status_of(&Error::KeyTooLarge { bytes, max })),
+        _ => Ok(()),
+    }
+}
+
 async fn get(core: &Core, context: &Context, key: String) -> Result<String, Status> {
     if key.is_empty() {
         return Err(empty_key());
     }
+    check_key(core, &key)?;
     let read = RangeRequest {
         range: KeyRange::point(key),
         ..RangeRequest::default()
@@ -64,6 +74,7 @@ async fn delete(core: &Core, context: &Context, key: String) -> Result<(), Statu
     if key.is_empty() {
         return Err(Outcome::NotApplied.mark(empty_key()));
     }
+    check_key(core, &key).map_err(|status| Outcome::NotApplied.mark(status))?;
     let delete = DeleteRangeRequest {
         range: KeyRange::point(key),
         prev_kv: false,
@@ -158,6 +169,7 @@ pub(crate) async fn rest_get(core: &Core, request: &HttpRequest<Incoming>, key: 
 /// The body of `POST /kv`, as protobuf's JSON has it: an empty string may be left out, and unknown fields are
 /// ignored. Both at once is no message of any client, but a misspelt `value`.
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct SetBody {
     key: Option<String>,
     value: Option<String>,

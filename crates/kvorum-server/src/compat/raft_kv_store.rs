@@ -149,11 +149,13 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// The body of `POST /batch`.
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `operations`")]
 struct BatchBody {
     operations: Vec<BatchOperation>,
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with type, key and value")]
 struct BatchOperation {
     #[serde(rename = "type")]
     kind: String,

@@ -25,6 +25,7 @@ use super::announcement;
 use super::handshake::{Acquaintance, read_u128};
 use super::identity::{Identity, IdentityError, founder_id, token_hash};
 use super::peers;
+use super::space::Need;
 use crate::options::ServeOptions;
 
 /// Why a member does not start. One line each.
@@ -81,7 +82,7 @@ pub enum StartError {
 }
 
 /// As people count the space of disks, rounded up.
-fn mebibytes(bytes: u64) -> String {
+pub(crate) fn mebibytes(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
@@ -115,6 +116,11 @@ impl Directory {
             dir: path.clone(),
             why,
         };
+        // Before anything is made or changed in what may be somebody else's.
+        let is_known = ["lock", "identity"].iter().any(|own| path.join(own).exists());
+        if !is_known && std::fs::read_dir(&path).is_ok() {
+            refuse_strange_content(options, Some(&path)).map_err(trouble)?;
+        }
         disk.create_dir(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::PermissionDenied => {
                 trouble("it may not be made by this user; choose another --data-dir, or change the owner of its parent".into())
@@ -184,8 +190,8 @@ impl Directory {
             return Err(StartError::Directory {
                 dir: self.path.clone(),
                 why: format!(
-                    "its log is gone; this member lost its data: `kvorum member replace {}`, then start it with an empty directory and --join",
-                    self.identity.name
+                    "its log is gone; this member lost its data: {}",
+                    replace_it(&self.identity.name)
                 ),
             });
         }
@@ -215,7 +221,7 @@ impl Directory {
         options: &kvorum_mvcc::lsm::Options,
     ) -> Result<LsmStore, StartError> {
         let dir = self.store_dir();
-        let trouble = |error| store_trouble(&dir, error);
+        let trouble = |error| store_trouble(&dir, &self.identity.name, error);
         if LsmStore::exists(&dir).map_err(trouble)? {
             return LsmStore::open(&dir, options.clone()).map_err(trouble);
         }
@@ -223,8 +229,8 @@ impl Directory {
             return Err(StartError::Directory {
                 dir: self.path.clone(),
                 why: format!(
-                    "its store is gone; this member lost its data: `kvorum member replace {}`",
-                    self.identity.name
+                    "its store is gone; this member lost its data: {}",
+                    replace_it(&self.identity.name)
                 ),
             });
         }
@@ -246,6 +252,19 @@ impl Directory {
     /// Where the store lies.
     pub(crate) fn store_dir(&self) -> PathBuf {
         self.store_dir.clone().unwrap_or_else(|| self.path.join("store"))
+    }
+
+    /// What log and store each want free when their disk is full.
+    pub(crate) fn needs(&self, options: &ServeOptions) -> (Need, Need) {
+        let log = Need {
+            bytes: self.log_options().segment_bytes,
+            dir: self.log_dir(),
+        };
+        let store = Need {
+            bytes: options.memtable_bytes as u64,
+            dir: self.store_dir(),
+        };
+        (log, store)
     }
 
     /// Segments of half the default size: a member claims four of them before its first write.
@@ -275,8 +294,12 @@ fn log_trouble(error: WalError) -> StartError {
     }
 }
 
-fn store_trouble(dir: &Path, error: StoreError) -> StartError {
+fn store_trouble(dir: &Path, name: &str, error: StoreError) -> StartError {
     match error {
+        StoreError::Corrupt(what) => StartError::Directory {
+            dir: dir.to_owned(),
+            why: format!("the store is damaged: {what}; {}", replace_it(name)),
+        },
         StoreError::NoSpace => StartError::NoSpace {
             dir: dir.to_owned(),
             bytes: SMALL_FILES_BYTES,
@@ -300,6 +323,11 @@ fn identity_trouble(dir: &Path, error: IdentityError) -> StartError {
 
 /// What all that is not the log's claimed space surely finds room in: identity, vote, an empty store.
 const SMALL_FILES_BYTES: u64 = 1 << 20;
+
+/// What to do about a member that cannot come back with its data.
+fn replace_it(name: &str) -> String {
+    format!("`kvorum member replace {name}`, then start it with an empty directory and --join")
+}
 
 /// The directory is its owner's alone.
 fn restrict(path: &Path) -> std::io::Result<()> {
@@ -346,9 +374,19 @@ fn refuse_strange_content(options: &ServeOptions, path: Option<&PathBuf>) -> Res
             } else {
                 path.display().to_string()
             };
+            let name = entry.file_name().unwrap_or_default();
+            if ["log", "store", "vote"].iter().any(|part| name == *part) {
+                return Err(format!(
+                    "{place} holds `{}`, but the file `identity` is gone from {}: nobody can tell whose data it is; \
+                     bring that file back, or {}",
+                    name.display(),
+                    options.data_dir.display(),
+                    replace_it(&options.name)
+                ));
+            }
             return Err(format!(
                 "{place} holds `{}` and no identity of a member; choose an empty --data-dir",
-                entry.file_name().unwrap_or_default().to_string_lossy()
+                name.display()
             ));
         }
     }

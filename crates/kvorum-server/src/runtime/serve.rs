@@ -13,6 +13,7 @@ use kvorum_mvcc::{ClusterState, StateMachine, StoreError, lsm};
 use kvorum_node::recovery::{Replica, assemble};
 use kvorum_node::{AdminRequest, Input};
 use kvorum_proto::kvorum::v1::peer_server::PeerServer;
+use kvorum_wal::VoteCopy;
 use tokio::sync::{oneshot, watch};
 use tonic::Status;
 
@@ -206,6 +207,11 @@ impl Member {
         if recovered.report.torn_tail.is_some() {
             tracing::info!("the log's unacknowledged tail was cut off by a crash, and is cut");
         }
+        if matches!(recovered.report.vote_copy, VoteCopy::Missing | VoteCopy::Bad) {
+            tracing::warn!(
+                "the second copy of the vote beside the log was missing or damaged; it is written anew from the log"
+            );
+        }
         let store = directory.open_store(&recovered, &store_options)?;
         let install = store.install_record().map_err(StartError::other)?;
         let machine = StateMachine::open(store, machine_options.clone()).map_err(StartError::other)?;
@@ -275,6 +281,7 @@ impl Member {
         net.set_peers(peers(options, &identity, &cluster), &cluster.removed);
         let _ = acquaintance.learn(&cluster);
         let (built, stage) = (Built::default(), Stage::default());
+        let (log_need, store_need) = directory.needs(options);
         let receiver = SnapshotReceiver::new(
             directory.store_dir(),
             store_options,
@@ -346,7 +353,7 @@ impl Member {
                 })
             },
         };
-        let space = Arc::new(SpaceWatch::new(inbox.clone()));
+        let space = Arc::new(SpaceWatch::new(log_need, store_need, inbox.clone()));
         let applier = Applier {
             driver: apply,
             inbox: inbox.clone(),

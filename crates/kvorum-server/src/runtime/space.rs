@@ -2,10 +2,12 @@
 //! for both changes, and the operator when either does.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use kvorum_node::Input;
 
+use super::directory::mebibytes;
 use super::peers::Inbox;
 
 /// Who tells.
@@ -24,16 +26,38 @@ impl fmt::Display for Part {
     }
 }
 
+/// What a part needs when its disk is full.
+pub(crate) struct Need {
+    /// Bytes that must be free, at most,
+    pub(crate) bytes: u64,
+    /// in this directory.
+    pub(crate) dir: PathBuf,
+}
+
+impl Need {
+    /// What the operator reads.
+    fn complaint(&self, part: Part) -> String {
+        format!(
+            "the {part}'s disk is full: {} must be free in {}; writes that need space are refused; free some, and \
+             writing goes on by itself",
+            mebibytes(self.bytes),
+            self.dir.display()
+        )
+    }
+}
+
 /// What they told last.
 pub(crate) struct SpaceWatch {
+    needs: [Need; 2],
     full: Mutex<[bool; 2]>,
     inbox: Inbox,
 }
 
 impl SpaceWatch {
     /// There is space.
-    pub(crate) fn new(inbox: Inbox) -> Self {
+    pub(crate) fn new(log: Need, store: Need, inbox: Inbox) -> Self {
         SpaceWatch {
+            needs: [log, store],
             full: Mutex::default(),
             inbox,
         }
@@ -45,9 +69,7 @@ impl SpaceWatch {
         let before = parts.contains(&true);
         let was_full = std::mem::replace(&mut parts[part as usize], full);
         if full && !was_full {
-            tracing::error!(
-                "the {part}'s disk is full: writes that need space are refused; free some, and writing goes on by itself"
-            );
+            tracing::error!("{}", self.needs[part as usize].complaint(part));
         } else if was_full && !full {
             tracing::info!("the {part}'s disk has space again");
         }
@@ -65,15 +87,32 @@ mod tests {
 
     use super::*;
 
+    fn need(dir: &str) -> Need {
+        Need {
+            bytes: 32 << 20,
+            dir: dir.into(),
+        }
+    }
+
+    #[test]
+    fn the_operator_hears_how_much_and_where() {
+        let told = need("/data/log").complaint(Part::Log);
+        assert!(
+            told.starts_with("the log's disk is full: 32 MiB must be free in /data/log;"),
+            "{told}"
+        );
+    }
+
     #[test]
     fn both_parts_must_have_space() {
         let (sender, told) = mpsc::channel();
-        let watch = SpaceWatch::new(Arc::new(move |input| {
+        let inbox: Inbox = Arc::new(move |input| {
             let Input::Space { exhausted } = input else {
                 panic!("nothing else is told")
             };
             sender.send(exhausted).expect("the test listens");
-        }));
+        });
+        let watch = SpaceWatch::new(need("/data/log"), need("/data/store"), inbox);
         for (part, full) in [
             (Part::Log, false),
             (Part::Log, true),

@@ -177,6 +177,79 @@ async fn bodies_have_a_limit() {
     check_error(&answer, 413, 8, text, Some("not-applied"));
 }
 
+/// Answered from the header: neither is the body waited for, nor is a client that asks told to send it.
+#[tokio::test]
+async fn a_body_that_says_it_is_too_large_is_not_read() {
+    let server = Server::with(Setting {
+        request_bytes_max: 1000,
+        ..Setting::default()
+    });
+    for path in ["/kv", "/batch"] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 99999999\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        tokio::time::timeout(Duration::from_secs(5), read)
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 413") && answer.contains("kvorum-outcome: not-applied"),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn encoded_bodies_are_refused_as_such() {
+    let server = Server::start();
+    let body = br#"{"key":"a","value":"1"}"#;
+    for path in ["/kv", "/key", "/batch"] {
+        let answer = send(&server, "POST", path, "content-encoding: gzip\r\n", body).await;
+        let text = "no Content-Encoding is understood here; send the body as it is";
+        check_error(&answer, 415, 3, text, Some("not-applied"));
+    }
+    let plain = send(&server, "POST", "/kv", "content-encoding: identity\r\n", body).await;
+    assert_eq!(plain.status, 200);
+}
+
+/// Reads took one byte more than writes, and named that as the limit.
+#[tokio::test]
+async fn the_longest_key_is_the_same_for_all() {
+    let server = Server::start();
+    let (longest, longer) = ("k".repeat(4096), "k".repeat(4097));
+    assert_eq!(
+        post(&server, &format!(r#"{{"key":"{longest}","value":"1"}}"#))
+            .await
+            .status,
+        200
+    );
+    assert_eq!(get(&server, &format!("/kv/{longest}")).await.status, 200);
+    let text = "kvorum: key of 4097 bytes is longer than the limit of 4096";
+    let put = post(&server, &format!(r#"{{"key":"{longer}","value":"1"}}"#)).await;
+    check_error(&put, 400, 3, text, Some("not-applied"));
+    let path = format!("/kv/{longer}");
+    check_error(&get(&server, &path).await, 400, 3, text, None);
+    let deleted = send(&server, "DELETE", &path, "", b"").await;
+    check_error(&deleted, 400, 3, text, Some("not-applied"));
+}
+
+#[tokio::test]
+async fn what_is_no_object_is_told_without_our_types_names() {
+    let server = Server::start();
+    for path in ["/kv", "/batch"] {
+        for body in ["[]", "null", "5"] {
+            let answer = send(&server, "POST", path, "", body.as_bytes()).await;
+            let text = answer.json()["message"].to_string();
+            assert_eq!(answer.status, 400, "{path} {body}: {text}");
+            assert!(!text.contains("struct"), "{path} {body}: {text}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn failures_on_the_way() {
     let server = Server::with(Setting {

@@ -22,10 +22,11 @@ use tokio::task::JoinSet;
 use super::record::parse_line;
 use super::{ClientArgs, LONG_TIMEOUT, is_dash};
 use crate::failure::{self, Code, Failure};
-use crate::units::format_duration;
 
 /// Longest line: the largest request with every byte escaped.
 const LINE_BYTES_MAX: u64 = 16 << 20;
+/// UTF-8's mark at the head of a file.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Bytes of keys and values beyond which a batch takes no more lines; well below the limit of a request.
 const BATCH_BYTES: usize = 256 * 1024;
 /// Smallest file that gets a progress bar.
@@ -105,11 +106,19 @@ pub async fn run(args: ImportArgs) -> Result<(), Failure> {
             json!({"records": records, "seconds": elapsed.as_secs_f64()})
         ),
         false => {
-            let shown = Duration::from_millis(elapsed.as_millis() as u64);
-            eprintln!("imported {records} records in {}", format_duration(shown));
+            eprintln!("imported {records} records in {}", seconds(elapsed));
         }
     }
     Ok(())
+}
+
+/// For people: `67 ms`, `5.1 s`, `213 s`.
+fn seconds(elapsed: Duration) -> String {
+    match elapsed.as_secs_f64() {
+        short if short < 1.0 => format!("{} ms", elapsed.as_millis()),
+        some if some < 100.0 => format!("{some:.1} s"),
+        long => format!("{long:.0} s"),
+    }
 }
 
 fn progress(length: Option<u64>) -> ProgressBar {
@@ -302,7 +311,12 @@ impl Lines {
                     "line {number}: longer than {LINE_BYTES_MAX} bytes"
                 )));
             }
-            let line = self.buffer.trim_ascii();
+            let mut line = &self.buffer[..];
+            if number == 1 {
+                // Some editors put it before a file; it is no part of the first record.
+                line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
+            }
+            let line = line.trim_ascii();
             if !line.is_empty() {
                 let (key, value) =
                     parse_line(line).map_err(|what| Failure::usage(format!("line {number}: {what}")))?;
@@ -325,6 +339,29 @@ mod tests {
         assert_eq!(lines.next().unwrap(), Some((4, "b".into(), "2".into())));
         assert_eq!(lines.position, text.len() as u64);
         assert_eq!(lines.next().unwrap(), None);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line_and_a_mistake_elsewhere() {
+        let line = "\u{feff}{\"key\":\"a\",\"value\":\"1\"}\n";
+        let mut lines = Lines::new(Box::new(std::io::Cursor::new(line.repeat(2))));
+        assert_eq!(lines.next().unwrap(), Some((1, "a".into(), "1".into())));
+        let error = lines.next().unwrap_err().to_string();
+        assert!(error.starts_with("line 2: not a JSON object"), "{error}");
+    }
+
+    #[test]
+    fn a_list_is_no_record() {
+        let error = Lines::new(Box::new(&b"5\n"[..])).next().unwrap_err().to_string();
+        assert!(error.contains("expected an object with key and value"), "{error}");
+    }
+
+    #[test]
+    fn how_long_it_took() {
+        let check = |ms: u64, expected: &str| assert_eq!(seconds(Duration::from_millis(ms)), expected);
+        check(67, "67 ms");
+        check(5_067, "5.1 s");
+        check(213_400, "213 s");
     }
 
     #[test]

@@ -43,7 +43,7 @@ impl<'a> ExportLine<'a> {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with key and value")]
 struct ImportLine<'a> {
     #[serde(borrow, default)]
     key: Option<Cow<'a, str>>,

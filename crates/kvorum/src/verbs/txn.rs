@@ -50,20 +50,21 @@ pub async fn run(args: TxnArgs) -> Result<(), Failure> {
     if std::io::stdin().is_terminal() {
         eprintln!("{SYNTAX}\nEnd with Ctrl-D.");
     }
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let read = std::io::stdin()
         .lock()
         .take(TEXT_BYTES_MAX + 1)
-        .read_to_string(&mut text);
+        .read_to_end(&mut bytes);
     read.map_err(|error| {
         Failure::usage(format!(
             "cannot read the transaction: {}",
             crate::failure::os(&error)
         ))
     })?;
-    if text.len() as u64 > TEXT_BYTES_MAX {
+    if bytes.len() as u64 > TEXT_BYTES_MAX {
         return Err(Failure::usage("the transaction on standard input is too long"));
     }
+    let text = utf8(bytes).map_err(Failure::usage)?;
     let answer = client.txn(parse(&text).map_err(Failure::usage)?).await?;
     let mut out = Output::start();
     let answers: Vec<Answer<'_>> = answer.responses.iter().map(Answer::from).collect();
@@ -77,6 +78,22 @@ pub async fn run(args: TxnArgs) -> Result<(), Failure> {
         }
     }
     out.end()
+}
+
+/// Text, or the line of the first byte that is none.
+fn utf8(bytes: Vec<u8>) -> Result<String, String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let end = error.utf8_error().valid_up_to();
+        let before = error.as_bytes()[..end]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count();
+        format!(
+            "line {}: not UTF-8; write such bytes in quotes, for example \"\\x{:02x}\"",
+            before + 1,
+            error.as_bytes()[end]
+        )
+    })
 }
 
 fn print(out: &mut Output, answer: &etcd::ResponseOp) -> Result<(), Failure> {
@@ -381,6 +398,17 @@ fn take_quoted(text: &str) -> Result<(Bytes, &str), String> {
 mod tests {
     use super::*;
     use compare::{CompareResult, CompareTarget, TargetUnion};
+
+    #[test]
+    fn the_line_that_is_not_utf_8_is_named() {
+        let text = "then:\n  put \"ä\" 1\n";
+        assert_eq!(utf8(text.as_bytes().to_vec()).unwrap(), text);
+        let error = utf8(b"then:\n  put a \xff\n".to_vec()).unwrap_err();
+        assert_eq!(
+            error,
+            r#"line 2: not UTF-8; write such bytes in quotes, for example "\xff""#
+        );
+    }
 
     fn put(key: &'static str, value: &'static str) -> etcd::RequestOp {
         let (key, value) = (key.into(), value.into());

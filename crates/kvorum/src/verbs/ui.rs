@@ -26,11 +26,20 @@ pub struct UiArgs {
     /// Show only the given endpoints, not the other members that they know
     #[arg(long)]
     only: bool,
+    /// Serve where other machines can reach it: whoever can, writes through it, and nothing is encrypted
+    #[arg(long)]
+    allow_plaintext: bool,
 }
 
 /// Serves until a signal.
 pub async fn run(args: UiArgs) -> Result<(), Failure> {
     let listen: Address = address("--listen", &args.listen)?;
+    if !args.allow_plaintext && !listen.is_loopback() {
+        return Err(Failure::usage(format!(
+            "--listen {listen} can be reached from other machines without encryption, and passes their writes on; \
+             listen on 127.0.0.1, or add --allow-plaintext if the network is trusted"
+        )));
+    }
     let endpoints = args
         .endpoints
         .iter()

@@ -29,6 +29,8 @@ async fn mistakes_at_the_command_line() {
     ran.failed(USAGE, &["key is empty", "at least one byte"]);
     let ran = try_run(&["serve", "--listen-client", "nonsense"]).await;
     ran.failed(USAGE, &["listen-client", "nonsense"]);
+    let ran = try_run(&["ui", "--listen", "0.0.0.0:0"]).await;
+    ran.failed(USAGE, &["0.0.0.0:0", "without encryption", "--allow-plaintext"]);
     let nobody = format!("127.0.0.1:{}", free_port());
     let ran = try_run(&["get", "k", "--endpoints", &nobody, "--timeout", "500ms"]).await;
     ran.failed(UNAVAILABLE, &[&nobody, "check --endpoints"]);

@@ -244,10 +244,64 @@ async fn a_full_disk_does_not_keep_a_member_from_starting() {
     .await;
     let log = fs::read_to_string(&member.log).unwrap();
     assert!(
-        log.contains("disk is full") && log.contains("has space again"),
+        log.contains("disk is full: ")
+            && log.contains(" MiB must be free in ")
+            && log.contains("has space again"),
         "{log}"
     );
     member.kill().await;
+}
+
+/// What is damaged is named with its path, and what to do; nothing is changed, and put back it serves.
+#[tokio::test]
+async fn damage_beside_the_log_is_named_with_what_to_do() {
+    let mut cluster = Cluster::start(1, &[]).await;
+    let member = &mut cluster.members[0];
+    member.client().put("key-1", "1").await.unwrap();
+    member.kill().await;
+    let remedy = ["kvorum member replace n1", "empty directory and --join"];
+
+    let store = member.data_dir.join("store");
+    let shown = store.display().to_string();
+    for file in ["CURRENT", "g-1/MANIFEST"] {
+        let path = store.join(file);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, b"x").unwrap();
+        let refused = member.refused(&[]).await;
+        let name = path.file_name().unwrap().to_str().unwrap();
+        refused.failed(1, &[&shown, "damaged", name, remedy[0], remedy[1]]);
+        fs::write(&path, whole).unwrap();
+    }
+
+    let identity = member.data_dir.join("identity");
+    let whole = fs::read(&identity).unwrap();
+    fs::remove_file(&identity).unwrap();
+    let refused = member.refused(&[]).await;
+    refused.failed(1, &["`identity` is gone", remedy[0], remedy[1]]);
+    fs::write(&identity, whole).unwrap();
+
+    fs::remove_file(member.data_dir.join("log/vote")).unwrap();
+    member.start();
+    member.wait_for_status().await;
+    let log = fs::read_to_string(&member.log).unwrap();
+    assert!(log.contains("copy of the vote") && log.contains("WARN"), "{log}");
+    assert_eq!(member.local_records("key-").await.len(), 1);
+}
+
+/// Somebody's directory that is named by mistake is left as it is: no file is made, no right changed.
+#[tokio::test]
+async fn a_directory_of_somebody_else_is_not_touched() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let member = Member::new("n1", dir.path(), &[]);
+    fs::create_dir(&member.data_dir).unwrap();
+    fs::write(member.data_dir.join("notes.txt"), "mine").unwrap();
+    fs::set_permissions(&member.data_dir, fs::Permissions::from_mode(0o755)).unwrap();
+    let refused = member.refused(&[]).await;
+    refused.failed(1, &["holds `notes.txt`", "empty --data-dir"]);
+    assert_eq!(fs::read_dir(&member.data_dir).unwrap().count(), 1);
+    let mode = fs::metadata(&member.data_dir).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
 }
 
 /// Once the rebuilding was done in silence, and nobody learnt that a directory had gone.
