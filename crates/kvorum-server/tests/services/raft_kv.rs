@@ -274,7 +274,7 @@ async fn a_foreign_page_cannot_write() {
     }
     assert_eq!(send(&server, "GET", "/kv/a", "", b"").await.status, 404);
     // A page of this server itself sends the same header.
-    let own = "origin: http://x\r\n";
+    let own = "origin: http://localhost\r\n";
     let answer = send(&server, "POST", "/kv", own, br#"{"key":"a","value":"1"}"#).await;
     assert_eq!(answer.status, 200);
 }

@@ -34,7 +34,7 @@ pub async fn send(server: &Server, method: &str, path: &str, headers: &str, body
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let length = body.len();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
     // A body that is refused early is not read to its end.

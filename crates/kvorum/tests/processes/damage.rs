@@ -285,7 +285,8 @@ async fn damage_beside_the_log_is_named_with_what_to_do() {
     member.wait_for_status().await;
     let log = fs::read_to_string(&member.log).unwrap();
     assert!(log.contains("copy of the vote") && log.contains("WARN"), "{log}");
-    assert_eq!(member.local_records("key-").await.len(), 1);
+    let kept = member.client().get("key-1").await.unwrap().unwrap();
+    assert_eq!(&kept.value[..], b"1");
 }
 
 /// Somebody's directory that is named by mistake is left as it is: no file is made, no right changed.
