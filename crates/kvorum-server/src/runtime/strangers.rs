@@ -51,7 +51,8 @@ impl Strangers {
             return None;
         };
         self.strangers.insert(peer, uuid);
-        let majority = (peers + 1) / 2 + 1;
+        let members = peers + 1;
+        let majority = members / 2 + 1;
         (self.strangers.len() >= majority).then_some(uuid)
     }
 }
