@@ -11,6 +11,7 @@ mod call;
 mod endpoint;
 mod error;
 mod export;
+mod lease;
 mod session;
 mod snapshot;
 mod watch;

@@ -85,6 +85,48 @@ pub enum Command {
     },
     /// Several of these as one (context of a `member replace`); not accepted from clients.
     Batch(Vec<Command>),
+    /// A lease: keys that are attached to it go when it ends.
+    LeaseGrant {
+        /// Its ID: not 0, and free. Chosen before it is proposed.
+        id: i64,
+        /// How long it lives without a renewal, in seconds; less than the cluster's least is raised to that.
+        ttl_s: i64,
+    },
+    /// The end of a lease and its keys, in one revision.
+    LeaseRevoke {
+        /// Its ID.
+        id: i64,
+        /// Set if nobody asked for it: the lease ran out at the leader.
+        expiry: Option<LeaseProof>,
+    },
+    /// What remained of leases at the leader, for the leader after it.
+    LeaseCheckpoint {
+        /// The term in whose log it counts: that of the leader that measured.
+        term: u64,
+        /// What remains.
+        leases: Vec<LeaseRemainder>,
+    },
+}
+
+/// What a leader that lets a lease run out had before it. A command with another term's proof, or about a lease that
+/// was granted anew, changes nothing: a later leader may have promised more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LeaseProof {
+    /// The term of the leader that decided.
+    pub term: u64,
+    /// The index of the entry that granted the lease.
+    pub granted: u64,
+}
+
+/// What remains of one lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LeaseRemainder {
+    /// The lease.
+    pub id: i64,
+    /// The index of the entry that granted it.
+    pub granted: u64,
+    /// Seconds, rounded up; 0: all of its TTL again.
+    pub remaining_s: i64,
 }
 
 /// What all members refuse requests for until it is disarmed.
@@ -137,6 +179,15 @@ pub enum Reply {
     Compact,
     /// To [`Command::Register`]: the session's ID.
     Registered(u64),
+    /// To [`Command::LeaseGrant`].
+    LeaseGranted {
+        /// The lease.
+        id: i64,
+        /// How long it lives, in seconds.
+        ttl_s: i64,
+    },
+    /// To [`Command::LeaseRevoke`]; also if its [`LeaseProof`] no longer held and nothing changed.
+    LeaseRevoked,
     /// To [`Command::SetAlarm`]: whether it stood already.
     AlarmSet(bool),
     /// To everything else.
@@ -149,6 +200,7 @@ impl Command {
         match self {
             Command::Put(_) => true,
             Command::Txn(txn) => txn.has_put(),
+            Command::LeaseGrant { .. } => true,
             // A session is small, and what frees space may need one.
             _ => false,
         }

@@ -51,6 +51,10 @@ pub enum Error {
     FutureRevision,
     /// No such lease.
     LeaseNotFound,
+    /// The lease's ID is taken.
+    LeaseExists,
+    /// The lease would live longer than [`crate::limits::LEASE_TTL_S_MAX`].
+    LeaseTtlTooLarge,
     /// The session is unknown, expired, or the sequence is below its window: what happened is not known.
     SessionExpired,
     /// The sequence was used with another request.
@@ -80,9 +84,9 @@ impl Error {
             | RequestTooLarge
             | InvalidSortOption
             | SessionMismatch => ErrorKind::Invalid,
-            Compacted | FutureRevision => ErrorKind::OutOfRange,
+            Compacted | FutureRevision | LeaseTtlTooLarge => ErrorKind::OutOfRange,
             LeaseNotFound => ErrorKind::NotFound,
-            SessionExpired | Skipped => ErrorKind::FailedPrecondition,
+            LeaseExists | SessionExpired | Skipped => ErrorKind::FailedPrecondition,
             TooManySessions | NoSpace => ErrorKind::Exhausted,
             Corrupt => ErrorKind::DataLoss,
         }
@@ -110,6 +114,8 @@ impl fmt::Display for Error {
             Compacted => "etcdserver: mvcc: required revision has been compacted",
             FutureRevision => "etcdserver: mvcc: required revision is a future revision",
             LeaseNotFound => "etcdserver: requested lease not found",
+            LeaseExists => "etcdserver: lease already exists",
+            LeaseTtlTooLarge => "etcdserver: too large lease TTL",
             SessionExpired => "kvorum: session expired; outcome unknown",
             SessionMismatch => "kvorum: session sequence was used with another request",
             TooManySessions => "kvorum: too many sessions; close some or wait for idle ones to expire",

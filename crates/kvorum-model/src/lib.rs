@@ -12,7 +12,9 @@ mod types;
 mod validate;
 
 pub use codec::DecodeError;
-pub use command::{Alarm, Command, Envelope, MemberRecord, Origin, Reply, SessionRef, Setting};
+pub use command::{
+    Alarm, Command, Envelope, LeaseProof, LeaseRemainder, MemberRecord, Origin, Reply, SessionRef, Setting,
+};
 pub use error::{Error, ErrorKind};
 pub use types::{
     Compare, CompareResult, CompareTarget, DeleteRangeRequest, DeleteRangeResponse, Event, EventKind,

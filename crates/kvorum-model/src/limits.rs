@@ -20,3 +20,14 @@ pub const SESSIONS_MAX: usize = 65_536;
 pub const SESSIONS_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// A session unused for so long, in entry time (ms), is removed.
 pub const SESSION_IDLE_MS: u64 = 10 * 60 * 1000;
+/// Longest life of a lease, in seconds (etcd's `MaxLeaseTTL`).
+pub const LEASE_TTL_S_MAX: i64 = 9_000_000_000;
+
+/// The shortest life of a lease, in seconds: one and a half times the minimal election timeout, rounded up, as etcd has
+/// it. A shorter one would often end while the cluster elects a leader.
+pub fn lease_ttl_s_min(election_timeout_ms: u64) -> i64 {
+    let ms = election_timeout_ms.saturating_mul(3).div_ceil(2);
+    i64::try_from(ms.div_ceil(1000))
+        .unwrap_or(LEASE_TTL_S_MAX)
+        .clamp(1, LEASE_TTL_S_MAX)
+}

@@ -52,6 +52,10 @@ impl Command {
                     return Err(Error::KeyTooLarge { bytes: *bytes, max });
                 }
             }
+            Command::LeaseGrant { id: 0, .. } => return Err(Error::LeaseNotFound),
+            Command::LeaseGrant { ttl_s, .. } if *ttl_s > limits::LEASE_TTL_S_MAX => {
+                return Err(Error::LeaseTtlTooLarge);
+            }
             Command::Batch(commands) => {
                 for command in commands {
                     command.validate(limits)?;

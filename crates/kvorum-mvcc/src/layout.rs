@@ -5,7 +5,8 @@
 //! r | main | sub                  → kind, prev, key   every retained change, in revision order
 //! s | session [| seq]             → session state
 //! m | …                           → meta (see `state`)
-//! l, a                              kept for leases and auth
+//! l g | lease, l k | lease | key   leases and their keys (see `leases`)
+//! a                                kept for auth
 //! ```
 //! `esc` writes a zero byte as `00 FF`, so that encoded keys order as raw keys do. In keys, integers are
 //! big-endian (`!main`: all bits flipped); in records, little-endian. `prev` is the revision of the key's change
@@ -21,6 +22,7 @@ use crate::store::StoreError;
 pub(crate) const DATA: u8 = b'd';
 pub(crate) const HISTORY: u8 = b'r';
 pub(crate) const SESSION: u8 = b's';
+pub(crate) const LEASE: u8 = b'l';
 pub(crate) const META: u8 = b'm';
 
 const ZERO: [u8; 2] = [0, 0xff];

@@ -1,4 +1,4 @@
-//! The replicated state machine: one revisioned keyspace with transactions, history and sessions, on a narrow
+//! The replicated state machine: one revisioned keyspace with transactions, history, leases and sessions, on a narrow
 //! [`Store`] trait.
 //!
 //! It must not know consensus, sockets, async or the wall clock: entries come in by index, time comes in with the
@@ -12,6 +12,7 @@
 
 mod cache;
 mod layout;
+mod leases;
 pub mod lsm;
 mod machine;
 mod read;
@@ -24,6 +25,7 @@ pub mod store;
 mod testing;
 pub mod watch;
 
+pub use leases::{LeaseChange, LeaseRecord};
 pub use lsm::LsmStore;
 pub use machine::{
     Applied, ApplyEntry, ApplyOutcome, Fatal, Maintenance, OpenError, Options, Payload, RevisionEvents,

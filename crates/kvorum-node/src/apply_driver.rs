@@ -78,6 +78,7 @@ impl<S: Store> ApplyDriver<S> {
                 .map_err(|error| ApplyError::Machine(error.to_string()))?;
             done.replies.append(&mut outcome.replies);
             done.events.append(&mut outcome.events);
+            done.report.leases.append(&mut outcome.leases);
             let last = slice.last().expect("the slice has a first entry").index;
             if last.is_multiple_of(DIGEST_INTERVAL) {
                 done.report.digests.push((last, self.machine.digest()));
@@ -96,6 +97,7 @@ impl<S: Store> ApplyDriver<S> {
         self.machine.replace(machine);
         let mut report = ApplyReport {
             cluster: Some(self.machine.cluster()),
+            all_leases: Some(self.machine.leases()),
             ..ApplyReport::default()
         };
         self.fill(&mut report);
@@ -135,6 +137,7 @@ impl<S: Store> ApplyDriver<S> {
     pub fn report(&self) -> ApplyReport {
         let mut report = ApplyReport {
             cluster: Some(self.machine.cluster()),
+            all_leases: Some(self.machine.leases()),
             ..ApplyReport::default()
         };
         self.fill(&mut report);

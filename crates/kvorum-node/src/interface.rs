@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kvorum_model::{MemberRecord, Revision};
-use kvorum_mvcc::ClusterState;
+use kvorum_mvcc::{ClusterState, LeaseChange, LeaseRecord};
 use kvorum_raft::{Entry, Index, LogId, MemberId, Message, Micros, Persist, Seq, SnapshotMeta};
 
 use crate::wire::PeerMessage;
@@ -26,6 +26,8 @@ pub struct Options {
     pub batch_bytes_max: usize,
     /// While so many log writes are not durable yet, writes gather.
     pub log_writes_open_max: u64,
+    /// How often what remains of a lease that lives longer is written down.
+    pub lease_checkpoint_interval: Micros,
 }
 
 /// One write of a caller on this member.
@@ -46,6 +48,37 @@ pub struct ReadRequest {
     pub id: u64,
     /// When the caller stops waiting.
     pub deadline: Micros,
+}
+
+/// What a caller asks about a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LeaseAsk {
+    /// Renew it.
+    KeepAlive,
+    /// How long it lives.
+    TimeToLive,
+}
+
+/// One question about a lease of a caller on this member.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseCall {
+    /// The caller's number.
+    pub id: u64,
+    /// The lease.
+    pub lease: i64,
+    /// What.
+    pub ask: LeaseAsk,
+    /// When the caller stops waiting.
+    pub deadline: Micros,
+}
+
+/// The answer to a question about a lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeaseAnswer {
+    /// Seconds that it lives from now on. Of a lease that is not there: 0 to a renewal, else -1.
+    pub ttl_s: i64,
+    /// Seconds that it lives after a renewal; 0 if it is not there.
+    pub granted_s: i64,
 }
 
 /// What an administrator asks for. Answered by the leader only.
@@ -173,6 +206,10 @@ pub struct ApplyReport {
     pub digests: Vec<(Index, u128)>,
     /// Members and settings, if they changed.
     pub cluster: Option<Arc<ClusterState>>,
+    /// What became of leases, in order.
+    pub leases: Vec<LeaseChange>,
+    /// All leases, if this is another state than the one before.
+    pub all_leases: Option<Vec<LeaseRecord>>,
 }
 
 /// What the state machine would have removed, asked by the leader from time to time.
@@ -198,6 +235,8 @@ pub enum Input {
     Propose(Vec<Proposal>),
     /// Reads of local callers.
     Read(Vec<ReadRequest>),
+    /// Questions of local callers about leases.
+    Leases(Vec<LeaseCall>),
     /// An administrator's request.
     Admin {
         /// The caller's number.
@@ -319,6 +358,8 @@ pub enum Effect {
         /// Why.
         why: ReadFailure,
     },
+    /// Answers about leases, by the callers' numbers.
+    LeasesDone(Vec<(u64, Result<LeaseAnswer, ReadFailure>)>),
     /// An administrator's answer.
     AdminDone {
         /// The caller's number.

@@ -5,7 +5,8 @@
 //! server, inline with scheduled completions in the simulator, the same code in both. Only recovery
 //! ([`recovery`]) reads directly.
 //!
-//! Rooms: `writes` (proposals, forwarding, outcomes), `reads` (the read gate), `membership` (changes, records,
+//! Rooms: `writes` (proposals, forwarding, outcomes), `reads` (the read gate), `leases`
+//! (renewals and questions) with `lessor` (when leases end), `membership` (changes, records,
 //! promotion), `installs` (received snapshots), `housekeeping` (sessions, compaction, digests), `clock` (cluster time), `wire` (peer messages).
 
 mod apply_driver;
@@ -13,6 +14,8 @@ mod clock;
 mod housekeeping;
 mod installs;
 mod interface;
+mod leases;
+mod lessor;
 mod log_driver;
 mod membership;
 mod node;
@@ -24,8 +27,8 @@ mod writes;
 
 pub use apply_driver::{Applications, ApplyDriver, ApplyError};
 pub use interface::{
-    AdminError, AdminReply, AdminRequest, ApplyReport, Effect, Housekeeping, Input, Options, Proposal,
-    ReadFailure, ReadRequest, Staged, WriteFailure,
+    AdminError, AdminReply, AdminRequest, ApplyReport, Effect, Housekeeping, Input, LeaseAnswer, LeaseAsk,
+    LeaseCall, Options, Proposal, ReadFailure, ReadRequest, Staged, WriteFailure,
 };
 pub use log_driver::{LogDriver, LogReader};
 pub use node::Node;

@@ -309,10 +309,10 @@ impl Node {
                 let uuid = self.options.fresh_uuid;
                 self.propose_internal(
                     context,
-                    Command::ClusterInit {
+                    vec![Command::ClusterInit {
                         uuid,
                         election_timeout_ms,
-                    },
+                    }],
                 );
             }
             return;
@@ -330,7 +330,7 @@ impl Node {
         self.introduced |= known == Some(&record);
         if known != Some(&record) && self.raft.leader() != 0 && context.now >= self.introduce_again_at {
             self.introduce_again_at = context.now + 2 * self.options.raft.election_timeout;
-            self.propose_internal(context, Command::PublishMember(record));
+            self.propose_internal(context, vec![Command::PublishMember(record)]);
         }
     }
 
@@ -361,18 +361,16 @@ impl Node {
         }
     }
 
-    fn propose_internal(&mut self, context: &mut Context<'_>, command: Command) {
-        let command = self.internal_envelope(context, command);
+    /// Proposes commands of this member's own, in order.
+    pub(crate) fn propose_internal(&mut self, context: &mut Context<'_>, commands: Vec<Command>) {
         let deadline = context.now + self.options.raft.election_timeout;
-        let seq = Node::INTERNAL | self.next_token();
-        self.propose(
-            context,
-            vec![crate::interface::Proposal {
-                seq,
-                command,
-                deadline,
-            }],
-        );
+        let proposals = commands.into_iter().map(|command| crate::interface::Proposal {
+            seq: Node::INTERNAL | self.next_token(),
+            command: self.internal_envelope(context, command),
+            deadline,
+        });
+        let proposals = proposals.collect();
+        self.propose(context, proposals);
     }
 
     /// An envelope of this member's own, for which nobody waits.
@@ -401,10 +399,10 @@ impl Node {
             return;
         }
         if !found.expired_sessions.is_empty() {
-            self.propose_internal(context, Command::ExpireSessions(found.expired_sessions));
+            self.propose_internal(context, vec![Command::ExpireSessions(found.expired_sessions)]);
         }
         if let Some(revision) = found.compact_to {
-            self.propose_internal(context, Command::Compact(revision));
+            self.propose_internal(context, vec![Command::Compact(revision)]);
         }
     }
 

@@ -12,6 +12,7 @@ use crate::installs::Installs;
 use crate::interface::{
     AdminError, AdminReply, ApplyReport, Effect, Input, Options, ReadFailure, Staged, WriteFailure,
 };
+use crate::leases::LeaseRoom;
 use crate::membership::Membership;
 use crate::reads::Reads;
 use crate::wire::{PeerBody, PeerMessage};
@@ -63,6 +64,7 @@ pub struct Node {
     pub(crate) clock: ClusterClock,
     pub(crate) writes: Writes,
     pub(crate) reads: Reads,
+    pub(crate) leases: LeaseRoom,
     pub(crate) membership: Membership,
     pub(crate) keeping: Keeping,
     pub(crate) cluster: Arc<ClusterState>,
@@ -107,12 +109,17 @@ impl Node {
     ) -> Node {
         let known = (raft.term(), raft.leader(), Role::Follower);
         let next_token = (options.raft.boot << 32) & !Node::INTERNAL;
+        let leases = LeaseRoom::new(
+            options.lease_checkpoint_interval,
+            report.all_leases.as_deref().unwrap_or_default(),
+        );
         Node {
             options,
             raft,
             clock: ClusterClock::new(time_ms, now),
             writes: Writes::default(),
             reads: Reads::default(),
+            leases,
             membership: Membership::default(),
             keeping: Keeping::default(),
             cluster,
@@ -175,6 +182,7 @@ impl Node {
             Input::Peer(message) => self.peer_message(context, message),
             Input::Propose(proposals) => self.propose(context, proposals),
             Input::Read(reads) => self.read(context, reads),
+            Input::Leases(calls) => self.lease_calls(context, calls),
             Input::Admin {
                 id,
                 request,
@@ -211,6 +219,7 @@ impl Node {
             }
             Input::Unreachable(peer) => {
                 self.forwards_lost(context, peer);
+                self.lease_calls_lost(peer);
                 self.step_raft(context, kvorum_raft::Input::Unreachable(peer));
             }
             Input::Space { exhausted } => self.space_exhausted = exhausted,
@@ -239,6 +248,9 @@ impl Node {
             PeerBody::ForwardAccepted { id, term, first } => self.forward_accepted(id, term, first),
             PeerBody::ForwardRefused { id, why } => self.forward_refused(context, from, id, why),
             PeerBody::Digest { index, digest } => self.digest_heard(context, from, index, digest),
+            PeerBody::LeaseCalls { id, calls } => self.lease_calls_heard(context, from, id, &calls),
+            PeerBody::LeaseAnswers { id, answers } => self.lease_answers_heard(context, id, answers),
+            PeerBody::LeaseRefused { id } => self.lease_calls_refused(id),
         }
     }
 
@@ -269,6 +281,7 @@ impl Node {
         );
         self.applied = report.applied.index;
         self.revision = report.revision;
+        self.follow_leases(context, &report);
         self.step_raft(context, kvorum_raft::Input::Applied(self.applied));
         if report.flushed > self.flushed {
             self.flushed = report.flushed;
@@ -279,6 +292,7 @@ impl Node {
         }
         self.settle_writes(context, report.applied.index);
         self.settle_reads(context);
+        self.settle_leases(context, &report.leases);
         self.settle_changes(context);
         self.note_digests(context, report.digests);
     }
@@ -300,6 +314,7 @@ impl Node {
         self.propose_gathered(context);
         self.release_held(context);
         self.ask(context);
+        self.leases_follow_role(context);
         self.introduce(context);
     }
 
@@ -308,6 +323,7 @@ impl Node {
         self.expire_held(context);
         self.expire_forwards(context);
         self.refresh_reads(context);
+        self.refresh_leases(context);
         self.expire_changes(context);
         self.introduce(context);
         self.promote_ready(context);
@@ -380,7 +396,11 @@ impl Node {
                     staged.expect("the core hears of a snapshot when it is staged, and installs it once");
                 context.out.push(Effect::Install { staged, meta });
             }
+            Core::ReadReady { token, index } if self.leases.asked(token) => {
+                self.leases_confirmed(context, token, index);
+            }
             Core::ReadReady { token, index } => self.read_confirmed(context, token, index),
+            Core::ReadDropped { token } if self.leases.asked(token) => self.leases_dropped(token),
             Core::ReadDropped { token } => self.read_dropped(token),
             Core::Accepted { token, term, first } => {
                 self.change_accepted(token, first);

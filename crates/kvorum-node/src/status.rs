@@ -62,6 +62,10 @@ pub struct NodeStatus {
     pub writes_waiting: usize,
     /// Linearizable reads of callers of this member that are under way.
     pub reads_waiting: usize,
+    /// Leases that there are.
+    pub leases: usize,
+    /// Renewals of leases that this member answered as the leader.
+    pub leases_renewed: u64,
     /// Leaders this member has seen come.
     pub leader_changes: u64,
     /// The newest agreed index at which a member's digest differed from this one's, and that member.
@@ -105,6 +109,8 @@ impl Node {
             space_exhausted: self.space_exhausted,
             writes_waiting: self.writes_waiting(),
             reads_waiting: self.reads_waiting(),
+            leases: self.leases.lessor.len(),
+            leases_renewed: self.leases.lessor.renewed,
             leader_changes: self.leader_changes,
             divergence: self.keeping.divergence,
             cluster: self.cluster.clone(),

@@ -1,10 +1,12 @@
-//! What members say to each other: consensus messages, forwarded writes, and digests.
+//! What members say to each other: consensus messages, forwarded writes, questions about leases, and digests.
 //!
 //! One byte of version, one of kind, the IDs of sender and receiver, then the body; little-endian. A newer
 //! version or kind is refused with a message that says so. Decoders take untrusted bytes.
 
 use bytes::{Buf, Bytes};
-use kvorum_raft::{Index, MemberId, Message, MessageBody, Term};
+use kvorum_raft::{Index, MemberId, Message, MessageBody, Micros, Term};
+
+use crate::interface::{LeaseAnswer, LeaseAsk};
 
 const VERSION: u8 = 1;
 const RAFT: u8 = 1;
@@ -12,6 +14,9 @@ const FORWARD: u8 = 2;
 const FORWARD_ACCEPTED: u8 = 3;
 const FORWARD_REFUSED: u8 = 4;
 const DIGEST: u8 = 5;
+const LEASE_CALLS: u8 = 6;
+const LEASE_ANSWERS: u8 = 7;
+const LEASE_REFUSED: u8 = 8;
 const HEADER_BYTES: usize = 2 + 8 + 8;
 
 /// A message between two members.
@@ -59,6 +64,25 @@ pub enum PeerBody {
         index: Index,
         /// The digest.
         digest: u128,
+    },
+    /// Questions about leases, to the leader.
+    LeaseCalls {
+        /// The sender's number for the message.
+        id: u64,
+        /// What, about which lease, and how many µs the caller still waits.
+        calls: Vec<(LeaseAsk, i64, Micros)>,
+    },
+    /// Answers to some of the questions of a message.
+    LeaseAnswers {
+        /// The message.
+        id: u64,
+        /// The question's place in it, and the answer.
+        answers: Vec<(u32, LeaseAnswer)>,
+    },
+    /// The receiver of a message does not answer what it has not answered yet: it does not lead, or too much waits.
+    LeaseRefused {
+        /// The message.
+        id: u64,
     },
 }
 
@@ -112,7 +136,10 @@ impl PeerMessage {
                 MessageBody::Append { .. } | MessageBody::AppendReply { .. } => Lane::Bulk,
                 _ => Lane::Control,
             },
-            PeerBody::Digest { .. } => Lane::Control,
+            PeerBody::Digest { .. }
+            | PeerBody::LeaseCalls { .. }
+            | PeerBody::LeaseAnswers { .. }
+            | PeerBody::LeaseRefused { .. } => Lane::Control,
             _ => Lane::Bulk,
         }
     }
@@ -126,6 +153,9 @@ impl PeerMessage {
             PeerBody::ForwardAccepted { .. } => FORWARD_ACCEPTED,
             PeerBody::ForwardRefused { .. } => FORWARD_REFUSED,
             PeerBody::Digest { .. } => DIGEST,
+            PeerBody::LeaseCalls { .. } => LEASE_CALLS,
+            PeerBody::LeaseAnswers { .. } => LEASE_ANSWERS,
+            PeerBody::LeaseRefused { .. } => LEASE_REFUSED,
         };
         out.extend_from_slice(&[VERSION, kind]);
         out.extend_from_slice(&self.from.to_le_bytes());
@@ -153,6 +183,26 @@ impl PeerMessage {
                 out.extend_from_slice(&index.to_le_bytes());
                 out.extend_from_slice(&digest.to_le_bytes());
             }
+            PeerBody::LeaseCalls { id, calls } => {
+                out.extend_from_slice(&id.to_le_bytes());
+                for (ask, lease, patience) in calls {
+                    out.push(match ask {
+                        LeaseAsk::KeepAlive => 0,
+                        LeaseAsk::TimeToLive => 1,
+                    });
+                    out.extend_from_slice(&lease.to_le_bytes());
+                    out.extend_from_slice(&patience.to_le_bytes());
+                }
+            }
+            PeerBody::LeaseAnswers { id, answers } => {
+                out.extend_from_slice(&id.to_le_bytes());
+                for (place, answer) in answers {
+                    out.extend_from_slice(&place.to_le_bytes());
+                    out.extend_from_slice(&answer.ttl_s.to_le_bytes());
+                    out.extend_from_slice(&answer.granted_s.to_le_bytes());
+                }
+            }
+            PeerBody::LeaseRefused { id } => out.extend_from_slice(&id.to_le_bytes()),
         }
         out.into()
     }
@@ -201,6 +251,17 @@ impl PeerMessage {
                 index: take_u64(&mut bytes)?,
                 digest: bytes.try_get_u128_le().map_err(|_| WireError::Length)?,
             },
+            LEASE_CALLS => PeerBody::LeaseCalls {
+                id: take_u64(&mut bytes)?,
+                calls: take_lease_calls(&mut bytes, WireError::Newer { version, kind })?,
+            },
+            LEASE_ANSWERS => PeerBody::LeaseAnswers {
+                id: take_u64(&mut bytes)?,
+                answers: take_lease_answers(&mut bytes)?,
+            },
+            LEASE_REFUSED => PeerBody::LeaseRefused {
+                id: take_u64(&mut bytes)?,
+            },
             _ => return Err(WireError::Newer { version, kind }),
         };
         if bytes.is_empty() {
@@ -219,6 +280,8 @@ impl PeerMessage {
                     }
                     _ => 128,
                 },
+                PeerBody::LeaseCalls { calls, .. } => 8 + calls.len() * 17,
+                PeerBody::LeaseAnswers { answers, .. } => 8 + answers.len() * 20,
                 PeerBody::Forward { commands, .. } => 8 + commands.iter().map(|c| c.len() + 4).sum::<usize>(),
                 _ => 32,
             }
@@ -227,6 +290,33 @@ impl PeerMessage {
 
 fn take_u64(bytes: &mut Bytes) -> Result<u64, WireError> {
     bytes.try_get_u64_le().map_err(|_| WireError::Length)
+}
+
+fn take_i64(bytes: &mut Bytes) -> Result<i64, WireError> {
+    bytes.try_get_i64_le().map_err(|_| WireError::Length)
+}
+
+fn take_lease_calls(bytes: &mut Bytes, newer: WireError) -> Result<Vec<(LeaseAsk, i64, Micros)>, WireError> {
+    let mut calls = Vec::new();
+    while !bytes.is_empty() {
+        let ask = match bytes.get_u8() {
+            0 => LeaseAsk::KeepAlive,
+            1 => LeaseAsk::TimeToLive,
+            _ => return Err(newer),
+        };
+        calls.push((ask, take_i64(bytes)?, take_u64(bytes)?));
+    }
+    Ok(calls)
+}
+
+fn take_lease_answers(bytes: &mut Bytes) -> Result<Vec<(u32, LeaseAnswer)>, WireError> {
+    let mut answers = Vec::new();
+    while !bytes.is_empty() {
+        let place = bytes.try_get_u32_le().map_err(|_| WireError::Length)?;
+        let (ttl_s, granted_s) = (take_i64(bytes)?, take_i64(bytes)?);
+        answers.push((place, LeaseAnswer { ttl_s, granted_s }));
+    }
+    Ok(answers)
 }
 
 fn take_commands(bytes: &mut Bytes) -> Result<Vec<Bytes>, WireError> {
@@ -284,6 +374,22 @@ mod tests {
             index: 1024,
             digest: u128::MAX - 5,
         });
+        check(PeerBody::LeaseCalls {
+            id: 8,
+            calls: vec![
+                (LeaseAsk::KeepAlive, -1, 0),
+                (LeaseAsk::TimeToLive, i64::MAX, Micros::MAX),
+            ],
+        });
+        let answer = LeaseAnswer {
+            ttl_s: -1,
+            granted_s: 0,
+        };
+        check(PeerBody::LeaseAnswers {
+            id: 8,
+            answers: vec![(0, answer), (u32::MAX, LeaseAnswer::default())],
+        });
+        check(PeerBody::LeaseRefused { id: 8 });
     }
 
     #[test]

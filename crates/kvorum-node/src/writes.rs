@@ -156,11 +156,16 @@ impl Node {
         }
     }
 
-    /// This member does not lead any more: what gathered goes where it can be written.
+    /// This member does not lead any more: what gathered goes where it can be written. Its own proposals end here:
+    /// what it decided as the leader, later ones have not to follow, and what is still to be done is proposed again.
     fn scatter(&mut self, context: &mut Context<'_>) {
+        self.initialised_in_term = 0;
         for gathered in std::mem::take(&mut self.writes.gathered) {
             match gathered {
-                Gathered::Local(proposals) => self.propose(context, proposals),
+                Gathered::Local(mut proposals) => {
+                    proposals.retain(|proposal| proposal.seq & Node::INTERNAL == 0);
+                    self.propose(context, proposals);
+                }
                 Gathered::Peer { member, id, .. } => {
                     context.send(
                         member,

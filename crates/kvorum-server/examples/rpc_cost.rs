@@ -195,6 +195,8 @@ fn status() -> NodeStatus {
         space_exhausted: false,
         writes_waiting: 0,
         reads_waiting: 0,
+        leases: 0,
+        leases_renewed: 0,
         leader_changes: 1,
         divergence: None,
         cluster: Arc::new(ClusterState::default()),

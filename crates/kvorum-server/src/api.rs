@@ -7,6 +7,7 @@ use kvorum_mvcc::Applied;
 use kvorum_proto::etcdserverpb::ResponseHeader;
 use kvorum_proto::etcdserverpb::cluster_server::ClusterServer;
 use kvorum_proto::etcdserverpb::kv_server::KvServer;
+use kvorum_proto::etcdserverpb::lease_server::LeaseServer;
 use kvorum_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use kvorum_proto::etcdserverpb::watch_server::WatchServer;
 use kvorum_proto::grpc_health::v1::health_server::HealthServer;
@@ -29,7 +30,7 @@ use crate::rest::RestApi;
 use crate::routes::{Routes, RoutesBuilder};
 use crate::runtime::PeerService;
 use crate::services::{
-    ClusterService, Context, EtcdKv, EtcdWatch, HealthService, KvorumService, MaintenanceService,
+    ClusterService, Context, EtcdKv, EtcdLease, EtcdWatch, HealthService, KvorumService, MaintenanceService,
 };
 use crate::watching::WatchHandle;
 
@@ -197,6 +198,10 @@ pub fn add_services(builder: RoutesBuilder, core: &Core, watch: WatchHandle) -> 
         .grpc(
             WatchServer::new(EtcdWatch::new(core.clone(), watch)).max_decoding_message_size(wire_max),
             &[],
+        )
+        .grpc(
+            LeaseServer::new(EtcdLease::new(core.clone())).max_decoding_message_size(wire_max),
+            &["LeaseGrant", "LeaseRevoke"],
         )
         .grpc(
             KvorumServer::new(KvorumService::new(core.clone())).max_decoding_message_size(wire_max),

@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 
 use kvorum_model::{Command, CommandLimits, Envelope, Error, Origin, SessionRef};
 use kvorum_mvcc::Applied;
-use kvorum_node::{AdminError, AdminReply, AdminRequest, NodeStatus, ReadFailure, WriteFailure};
+use kvorum_node::{
+    AdminError, AdminReply, AdminRequest, LeaseAnswer, LeaseAsk, NodeStatus, ReadFailure, WriteFailure,
+};
 use kvorum_proto::{Outcome, status_of};
 use tonic::Status;
 
 use crate::local::LocalState;
-use crate::mailbox::{Admin, Full, Mailbox, Read, Submit, Write};
+use crate::mailbox::{Admin, Full, Lease, Mailbox, Read, Submit, Write};
 use crate::pending::{Answer, Kind, Pending, Refusal};
 
 /// Why a write brought no answer of the state machine.
@@ -388,6 +390,37 @@ impl ReplicaHandle {
         match wait.await {
             Answer::Read(result) => result,
             _ => unreachable!("a read's number was answered as something else"),
+        }
+    }
+
+    /// Renews a lease, or asks how long it lives. Both may be repeated at will.
+    pub async fn ask_lease(
+        &self,
+        ask: LeaseAsk,
+        lease: i64,
+        deadline: Instant,
+    ) -> Result<LeaseAnswer, ReadError> {
+        let wait = self
+            .0
+            .pending
+            .register(Kind::Lease, deadline)
+            .map_err(|refusal| match refusal {
+                Refusal::Full => ReadError::Overloaded,
+                Refusal::Closed => ReadError::Stopped,
+            })?;
+        let question = Lease {
+            id: wait.id(),
+            lease,
+            ask,
+            deadline: earlier(deadline),
+        };
+        self.0
+            .submit
+            .lease(question)
+            .map_err(|Full| ReadError::Overloaded)?;
+        match wait.await {
+            Answer::Lease(result) => result,
+            _ => unreachable!("a question's number was answered as something else"),
         }
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kvorum_mvcc::{
-    ClusterState, KeyspaceHash, Page, ReadError, ReadView, Reader, SnapshotReader, Store, StoreError, View,
+    ClusterState, KeyspaceHash, LeaseRecord, Page, ReadError, ReadView, Reader, SnapshotReader, Store,
+    StoreError, View,
 };
 
 use kvorum_raft::Configuration;
@@ -89,6 +90,11 @@ pub trait LocalState: Send + Sync {
         bytes_max: usize,
     ) -> Result<Seen<Page>, StateError>;
 
+    /// The keys of a lease, in order; `None`: there is no such lease.
+    fn lease_keys(&self, id: i64) -> Result<Seen<Option<Vec<Bytes>>>, StateError>;
+
+    /// All leases.
+    fn leases(&self) -> Result<Seen<Vec<LeaseRecord>>, StateError>;
     /// The members, settings and alarms; cheap.
     fn cluster(&self) -> Arc<ClusterState>;
 
@@ -166,6 +172,17 @@ impl<S: Store> LocalState for Reader<S> {
         bytes_max: usize,
     ) -> Result<Seen<Page>, StateError> {
         on_sound_view(self, |view| view.page(range, at, records_max, bytes_max))
+    }
+
+    fn lease_keys(&self, id: i64) -> Result<Seen<Option<Vec<Bytes>>>, StateError> {
+        on_sound_view(self, |view| match view.lease(id)? {
+            Some(_) => view.lease_keys(id).map(Some),
+            None => Ok(None),
+        })
+    }
+
+    fn leases(&self) -> Result<Seen<Vec<LeaseRecord>>, StateError> {
+        on_sound_view(self, ReadView::leases)
     }
 
     fn cluster(&self) -> Arc<ClusterState> {

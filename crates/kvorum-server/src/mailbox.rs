@@ -9,7 +9,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
 use bytes::Bytes;
-use kvorum_node::AdminRequest;
+use kvorum_node::{AdminRequest, LeaseAsk};
 
 /// A write on its way to the replica.
 #[derive(Debug)]
@@ -27,6 +27,19 @@ pub struct Write {
 pub struct Read {
     /// The caller's number.
     pub id: u64,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+}
+
+/// A question about a lease on its way to the replica.
+#[derive(Debug)]
+pub struct Lease {
+    /// The caller's number.
+    pub id: u64,
+    /// The lease.
+    pub lease: i64,
+    /// What.
+    pub ask: LeaseAsk,
     /// When the caller stops waiting.
     pub deadline: Instant,
 }
@@ -49,6 +62,8 @@ pub struct Batch<X> {
     pub writes: Vec<Write>,
     /// Linearizable reads.
     pub reads: Vec<Read>,
+    /// Questions about leases.
+    pub leases: Vec<Lease>,
     /// Administrators' requests.
     pub admin: Vec<Admin>,
     /// The shell's own inputs.
@@ -60,6 +75,7 @@ impl<X> Default for Batch<X> {
         Batch {
             writes: Vec::new(),
             reads: Vec::new(),
+            leases: Vec::new(),
             admin: Vec::new(),
             others: Vec::new(),
         }
@@ -69,13 +85,18 @@ impl<X> Default for Batch<X> {
 impl<X> Batch<X> {
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
-        self.writes.is_empty() && self.reads.is_empty() && self.admin.is_empty() && self.others.is_empty()
+        self.writes.is_empty()
+            && self.reads.is_empty()
+            && self.leases.is_empty()
+            && self.admin.is_empty()
+            && self.others.is_empty()
     }
 
     /// Empties it and keeps its memory.
     pub fn clear(&mut self) {
         self.writes.clear();
         self.reads.clear();
+        self.leases.clear();
         self.admin.clear();
         self.others.clear();
     }
@@ -91,6 +112,8 @@ pub trait Submit: Send + Sync {
     fn write(&self, write: Write) -> Result<(), Full>;
     /// Hands a read over.
     fn read(&self, read: Read) -> Result<(), Full>;
+    /// Hands a question about a lease over.
+    fn lease(&self, lease: Lease) -> Result<(), Full>;
     /// Hands an administrator's request over.
     fn admin(&self, admin: Admin) -> Result<(), Full>;
 }
@@ -188,6 +211,16 @@ impl<X: Send> Submit for Mailbox<X> {
             return Err(Full);
         }
         state.batch.reads.push(read);
+        self.signal(state);
+        Ok(())
+    }
+
+    fn lease(&self, lease: Lease) -> Result<(), Full> {
+        let mut state = self.lock();
+        if state.batch.leases.len() >= self.requests_max {
+            return Err(Full);
+        }
+        state.batch.leases.push(lease);
         self.signal(state);
         Ok(())
     }

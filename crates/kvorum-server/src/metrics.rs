@@ -58,6 +58,28 @@ impl Histogram {
     }
 }
 
+/// TTLs of leases in buckets of 2ⁿ seconds, from one second to three months, as etcd's.
+#[derive(Debug, Default)]
+pub struct LeaseTtls {
+    buckets: [Counter; LeaseTtls::BOUNDS + 1],
+    sum_s: Counter,
+}
+
+impl LeaseTtls {
+    const BOUNDS: usize = 24;
+
+    fn observe(&self, ttl_s: i64) {
+        let ttl_s = u64::try_from(ttl_s).unwrap_or(0);
+        let bucket = (u64::BITS - ttl_s.saturating_sub(1).leading_zeros()) as usize;
+        self.buckets[bucket.min(Self::BOUNDS)].add_one();
+        self.sum_s.add(ttl_s);
+    }
+
+    fn counts(&self) -> [u64; LeaseTtls::BOUNDS + 1] {
+        self.buckets.each_ref().map(Counter::get)
+    }
+}
+
 /// The methods that are counted one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -69,6 +91,11 @@ pub enum Method {
     Txn,
     Compact,
     Watch,
+    LeaseGrant,
+    LeaseRevoke,
+    LeaseKeepAlive,
+    LeaseTimeToLive,
+    LeaseLeases,
     Status,
     Alarm,
     Defragment,
@@ -94,7 +121,7 @@ pub enum Method {
 }
 
 impl Method {
-    const ALL: [(&'static str, &'static str, &'static str); 29] = [
+    const ALL: [(&'static str, &'static str, &'static str); 34] = [
         ("etcdserverpb.KV", "Range", "unary"),
         ("etcdserverpb.KV", "RangeStream", "server_stream"),
         ("etcdserverpb.KV", "Put", "unary"),
@@ -102,6 +129,11 @@ impl Method {
         ("etcdserverpb.KV", "Txn", "unary"),
         ("etcdserverpb.KV", "Compact", "unary"),
         ("etcdserverpb.Watch", "Watch", "bidi_stream"),
+        ("etcdserverpb.Lease", "LeaseGrant", "unary"),
+        ("etcdserverpb.Lease", "LeaseRevoke", "unary"),
+        ("etcdserverpb.Lease", "LeaseKeepAlive", "bidi_stream"),
+        ("etcdserverpb.Lease", "LeaseTimeToLive", "unary"),
+        ("etcdserverpb.Lease", "LeaseLeases", "unary"),
         ("etcdserverpb.Maintenance", "Status", "unary"),
         ("etcdserverpb.Maintenance", "Alarm", "unary"),
         ("etcdserverpb.Maintenance", "Defragment", "unary"),
@@ -154,13 +186,23 @@ struct MethodFigures {
     duration: Histogram,
 }
 
+/// In the order of [`Method::ALL`].
+#[derive(Debug)]
+struct PerMethod([MethodFigures; Method::ALL.len()]);
+
+impl Default for PerMethod {
+    fn default() -> Self {
+        PerMethod(std::array::from_fn(|_| MethodFigures::default()))
+    }
+}
+
 /// Something else that has figures to show.
 type Source = Box<dyn Fn(&mut Exposition) + Send + Sync>;
 
 /// All figures of one member.
 #[derive(Default)]
 pub struct Metrics {
-    methods: [MethodFigures; Method::ALL.len()],
+    methods: PerMethod,
     /// Puts, ranges, deletions and transactions applied or read on this member.
     pub puts: Counter,
     /// See `puts`.
@@ -169,6 +211,10 @@ pub struct Metrics {
     pub deletes: Counter,
     /// See `puts`.
     pub txns: Counter,
+    /// Leases granted and revoked, or run out, as applied on this member, by TTL and in all.
+    pub leases_granted: LeaseTtls,
+    /// See `leases_granted`.
+    pub leases_revoked: Counter,
     /// Writes that failed on their way.
     pub proposals_failed: Counter,
     /// Linearizable reads whose confirmation failed.
@@ -197,13 +243,13 @@ impl Metrics {
     /// Counts a call that starts now.
     #[allow(clippy::disallowed_methods)] // figures are for people: nothing replicated depends on them
     pub fn begin(&self, method: Method) -> Instant {
-        self.methods[method as usize].started.add_one();
+        self.methods.0[method as usize].started.add_one();
         Instant::now()
     }
 
     /// Counts a call that ended.
     pub fn end<T>(&self, method: Method, started: Instant, result: Result<T, Status>) -> Result<T, Status> {
-        let figures = &self.methods[method as usize];
+        let figures = &self.methods.0[method as usize];
         let code = result.as_ref().err().map_or(Code::Ok, Status::code);
         figures.handled[code as usize].add_one();
         figures.duration.observe(started.elapsed());
@@ -222,6 +268,13 @@ impl Metrics {
         self.deletes
             .add(count(|reply| matches!(reply, Reply::DeleteRange(_))));
         self.txns.add(count(|reply| matches!(reply, Reply::Txn(_))));
+        self.leases_revoked
+            .add(count(|reply| matches!(reply, Reply::LeaseRevoked)));
+        for applied in applied {
+            if let Ok(Reply::LeaseGranted { ttl_s, .. }) = applied.result {
+                self.leases_granted.observe(ttl_s);
+            }
+        }
     }
 
     /// Adds figures that another part of the process keeps.
@@ -238,6 +291,7 @@ impl Metrics {
         self.render_calls(&mut page);
         self.render_replica(&mut page, handle);
         self.render_store(&mut page, handle);
+        self.render_leases(&mut page, handle);
         self.render_replaced(&mut page, handle);
         let labels = [("server_version", version)];
         page.gauge("etcd_server_version", "Which version is running; always 1.")
@@ -250,7 +304,7 @@ impl Metrics {
     }
 
     fn render_calls(&self, page: &mut Exposition) {
-        let rows = || Method::ALL.iter().zip(&self.methods);
+        let rows = || Method::ALL.iter().zip(&self.methods.0);
         let labels = |&(service, method, kind): &(&'static str, &'static str, &'static str)| {
             [
                 ("grpc_method", method),
@@ -383,6 +437,30 @@ impl Metrics {
             .sample(&[], self.events.get());
         page.gauge("kvorum_sessions", "Open sessions.")
             .sample(&[], figures.sessions);
+    }
+
+    fn render_leases(&self, page: &mut Exposition, handle: &ReplicaHandle) {
+        let (status, granted) = (handle.status(), self.leases_granted.counts());
+        page.counter("etcd_debugging_lease_granted_total", "Leases granted.")
+            .sample(&[], granted.iter().sum());
+        page.counter(
+            "etcd_debugging_lease_revoked_total",
+            "Leases revoked, those that ran out among them.",
+        )
+        .sample(&[], self.leases_revoked.get());
+        page.counter(
+            "etcd_debugging_lease_renewed_total",
+            "Renewals that this member answered as the leader.",
+        )
+        .sample(&[], status.leases_renewed);
+        let bounds: Vec<f64> = (0..LeaseTtls::BOUNDS).map(|n| (1u64 << n) as f64).collect();
+        page.histogram(
+            "etcd_debugging_lease_ttl_total",
+            "TTLs of leases granted, in seconds.",
+        )
+        .buckets(&[], &bounds, &granted, self.leases_granted.sum_s.get() as f64);
+        page.gauge("kvorum_leases", "Leases that there are.")
+            .sample(&[], status.leases as u64);
     }
 
     fn render_replaced(&self, page: &mut Exposition, handle: &ReplicaHandle) {

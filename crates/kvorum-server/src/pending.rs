@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use kvorum_mvcc::Applied;
-use kvorum_node::{AdminError, AdminReply};
+use kvorum_node::{AdminError, AdminReply, LeaseAnswer, ReadFailure};
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 
@@ -43,6 +43,7 @@ pub fn set_worker(shard: usize) {
 pub(crate) enum Answer {
     Write(Result<Applied, WriteError>),
     Read(Result<(), ReadError>),
+    Lease(Result<LeaseAnswer, ReadError>),
     Admin(Result<AdminReply, AdminError>),
 }
 
@@ -50,6 +51,7 @@ pub(crate) enum Answer {
 pub(crate) enum Kind {
     Write,
     Read,
+    Lease,
     Admin,
 }
 
@@ -58,6 +60,7 @@ impl Kind {
         match self {
             Kind::Write => Answer::Write(Err(WriteError::TimedOut)),
             Kind::Read => Answer::Read(Err(ReadError::TimedOut)),
+            Kind::Lease => Answer::Lease(Err(ReadError::TimedOut)),
             Kind::Admin => Answer::Admin(Err(AdminError::TimedOut)),
         }
     }
@@ -66,6 +69,7 @@ impl Kind {
         match self {
             Kind::Write => Answer::Write(Err(WriteError::StoppedInFlight)),
             Kind::Read => Answer::Read(Err(ReadError::Stopped)),
+            Kind::Lease => Answer::Lease(Err(ReadError::Stopped)),
             Kind::Admin => Answer::Admin(Err(AdminError::Unknown)),
         }
     }
@@ -191,6 +195,14 @@ impl Pending {
     /// Fails reads.
     pub fn fail_reads(&self, ids: &[u64], why: ReadError) {
         self.deliver(ids.iter().map(|&id| (id, Answer::Read(Err(why)))));
+    }
+
+    /// Answers questions about leases.
+    pub fn leases_done(&self, done: Vec<(u64, Result<LeaseAnswer, ReadFailure>)>) {
+        self.deliver(
+            done.into_iter()
+                .map(|(id, answer)| (id, Answer::Lease(answer.map_err(ReadError::from)))),
+        );
     }
 
     /// Answers an administrator.

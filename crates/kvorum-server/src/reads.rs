@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kvorum_model::{
     KeyRange, KeyValue, RangeRequest, RangeResponse, ResponseOp, Revision, TxnRequest, TxnResponse,
 };
-use kvorum_mvcc::Page;
+use kvorum_mvcc::{LeaseRecord, Page};
 use tonic::Status;
 
 use crate::budget::{Budget, Held};
@@ -65,6 +66,20 @@ impl Reads {
         blocking(move || state.page(&range, at, records_max, bytes_max))
             .await?
             .map_err(state_status)
+    }
+
+    /// The keys of a lease; `None`: there is no such lease.
+    pub(crate) async fn lease_keys(&self, id: i64) -> Result<Seen<Option<Vec<Bytes>>>, Status> {
+        let state = self.handle.state().clone();
+        blocking(move || state.lease_keys(id))
+            .await?
+            .map_err(state_status)
+    }
+
+    /// All leases.
+    pub(crate) async fn leases(&self) -> Result<Seen<Vec<LeaseRecord>>, Status> {
+        let state = self.handle.state().clone();
+        blocking(move || state.leases()).await?.map_err(state_status)
     }
 
     /// How many keys a range has at a revision.

@@ -12,6 +12,7 @@ use kvorum_model::{
     Command, Compare, CompareResult, CompareTarget, DeleteRangeRequest, Error, KeyRange, KeyValue,
     PutRequest, RangeRequest, RangeResponse, Reply, RequestOp, Revision, SessionRef, TxnRequest,
 };
+use kvorum_node::{LeaseAnswer, LeaseAsk};
 use kvorum_raft::{MemberId, Micros};
 
 use crate::bugs::Bug;
@@ -25,6 +26,12 @@ pub(crate) enum Request {
     Write {
         command: Command,
         session: Option<SessionRef>,
+        patience: Micros,
+    },
+    /// A question about a lease.
+    Lease {
+        ask: LeaseAsk,
+        lease: i64,
         patience: Micros,
     },
     /// A linearizable read.
@@ -44,6 +51,8 @@ pub(crate) enum Answer {
         revision: Revision,
         response: RangeResponse,
     },
+    /// The answer about a lease.
+    Lease(LeaseAnswer),
     /// It failed, and took and will take no effect.
     NotApplied,
     /// Nobody knows.
@@ -256,7 +265,7 @@ impl Client {
             Answer::Read { revision, response } => {
                 self.finish(env, history, Some(Ended::Read(revision, response)));
             }
-            Answer::NotApplied => self.failed(env, history, members),
+            Answer::NotApplied | Answer::Lease(_) => self.failed(env, history, members),
             Answer::Unknown => {
                 work.maybe = true;
                 env.reach(Mark::WriteUnknown);

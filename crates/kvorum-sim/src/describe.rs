@@ -50,6 +50,9 @@ impl Display for Brief<'_, PeerMessage> {
                 write!(f, "forward #{id} is in the log at {first}@{term}")
             }
             PeerBody::ForwardRefused { id, why } => write!(f, "forward #{id} refused: {why:?}"),
+            PeerBody::LeaseCalls { id, calls } => write!(f, "lease calls #{id} {calls:?}"),
+            PeerBody::LeaseAnswers { id, answers } => write!(f, "lease answers #{id} {answers:?}"),
+            PeerBody::LeaseRefused { id } => write!(f, "lease calls #{id} refused"),
             PeerBody::Digest { index, digest } => write!(f, "digest {digest:032x} at {index}"),
         }
     }

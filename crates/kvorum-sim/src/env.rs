@@ -12,6 +12,7 @@ use kvorum_raft::{Index, MemberId, Micros};
 
 use crate::bugs::Bug;
 use crate::clients::{Answer, Request};
+use crate::lessees::LeaseTruth;
 use crate::marks::{Mark, Marks};
 use crate::network::{Frame, Network};
 use crate::profile::Profile;
@@ -141,7 +142,7 @@ pub(crate) enum ProcessEvent {
     /// Reads are served from a view taken now.
     ServeReads(Vec<u64>),
     /// The network says something of its own.
-    Notice(Input),
+    Notice(Box<Input>),
     /// A snapshot's transfer to this peer has gone on for too long without an answer.
     TransferTimeout {
         stream: u64,
@@ -190,6 +191,7 @@ pub(crate) struct Env {
     pub marks: Marks,
     pub net: Network,
     pub truth: Truth,
+    pub leases: LeaseTruth,
     pub profile: Profile,
     pub bug: Option<Bug>,
     /// Faults are over.
@@ -210,6 +212,7 @@ impl Env {
             marks: Marks::default(),
             net: Network::default(),
             truth: Truth::new(bug.is_none_or(|bug| !bug.hides_from_invariants())),
+            leases: LeaseTruth::default(),
             profile,
             bug,
             calm: false,
@@ -319,7 +322,7 @@ impl Env {
     pub(crate) fn lost(&mut self, from: MemberId, to: MemberId) {
         if self.random.one_in(4) && self.net.may_notice(from, to, self.now) {
             let (life, delay) = (self.net.life(from), self.random.between(1_000, 50_000));
-            let what = ProcessEvent::Notice(Input::Unreachable(to));
+            let what = ProcessEvent::Notice(Box::new(Input::Unreachable(to)));
             self.schedule(
                 delay,
                 Event::Process {

@@ -279,6 +279,7 @@ impl Host {
             forward_bytes_max: 4096,
             batch_bytes_max: 4096,
             log_writes_open_max: 2,
+            lease_checkpoint_interval: profile.lease_checkpoint_interval,
         }
     }
 
@@ -374,7 +375,7 @@ impl Host {
                 None
             }
             ProcessEvent::Notice(input) => {
-                process.push(env, input);
+                process.push(env, *input);
                 None
             }
             ProcessEvent::TransferTimeout { stream, sent } => {

@@ -10,7 +10,8 @@
 //! seeds and how to read one that failed.
 //!
 //! Rooms: `world` (phases, judgement), `env` (events, time, weather), `network`, `host` (a machine), `process` (what
-//! a crash ends) with `storage` and `transfer`, `clients`, `watchers`, `nemesis` (faults, administration), `profile`
+//! a crash ends) with `storage` and `transfer`, `clients`, `lessees`
+//! (leases), `watchers`, `nemesis` (faults, administration), `profile`
 //! (what a seed draws), `truth` (what must hold between members at all times), `marks`, `bugs`, `trace`.
 
 mod bugs;
@@ -18,6 +19,7 @@ mod clients;
 mod describe;
 mod env;
 mod host;
+mod lessees;
 mod marks;
 mod nemesis;
 mod network;

@@ -34,6 +34,10 @@ marks! {
     VoteCopyRepaired,
     /// A crash lost batches that the store had not flushed; they were applied again from the log.
     StoreLostBatches,
+    /// A lease was renewed.
+    LeaseRenewed,
+    /// A lease ran out, and its key with it.
+    LeaseEnded,
     /// A leader lost its office while writes of its callers were under way.
     LeaderChangedWithWritesInFlight,
     /// A write's place in the log was taken by another entry.

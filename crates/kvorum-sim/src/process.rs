@@ -11,8 +11,8 @@ use kvorum_model::{Envelope, Origin, RangeRequest, SessionRef};
 use kvorum_mvcc::{MemView, ReadView, SimStore, SnapshotReader, StateMachine};
 use kvorum_node::recovery::Replica;
 use kvorum_node::{
-    AdminError, AdminReply, AdminRequest, Effect, Input, Node, PeerBody, PeerMessage, Proposal, ReadRequest,
-    Staged, WriteFailure,
+    AdminError, AdminReply, AdminRequest, Effect, Input, LeaseCall, Node, PeerBody, PeerMessage, Proposal,
+    ReadRequest, Staged, WriteFailure,
 };
 use kvorum_raft::{AppendResult, Entry, Index, MemberId, MessageBody, Micros, Term};
 use kvorum_wal::SimDisk;
@@ -88,6 +88,7 @@ pub(crate) enum End {
 struct Mailbox {
     others: Vec<Input>,
     reads: Vec<ReadRequest>,
+    leases: Vec<LeaseCall>,
     writes: Vec<Proposal>,
 }
 
@@ -106,6 +107,7 @@ pub(crate) struct Process {
     effects: Vec<Effect>,
     writes: BTreeMap<u64, Caller>,
     reads: BTreeMap<u64, PendingRead>,
+    lease_calls: BTreeMap<u64, Caller>,
     next_request: u64,
 
     pub log: VecDeque<LogWork>,
@@ -164,6 +166,7 @@ impl Process {
             effects: Vec::new(),
             writes: BTreeMap::new(),
             reads: BTreeMap::new(),
+            lease_calls: BTreeMap::new(),
             next_request: 1,
             log: VecDeque::new(),
             log_taken: VecDeque::new(),
@@ -263,6 +266,15 @@ impl Process {
                     deadline: now + patience,
                 });
             }
+            Request::Lease { ask, lease, patience } => {
+                self.lease_calls.insert(seq, caller);
+                self.mailbox.leases.push(LeaseCall {
+                    id: seq,
+                    lease,
+                    ask,
+                    deadline: now + patience,
+                });
+            }
             Request::Read { request, patience } => {
                 let early = env
                     .has_bug(Bug::ViewTakenTooEarly)
@@ -299,6 +311,10 @@ impl Process {
         if !self.mailbox.reads.is_empty() {
             let reads = std::mem::take(&mut self.mailbox.reads);
             self.step(env, Input::Read(reads));
+        }
+        if !self.mailbox.leases.is_empty() {
+            let leases = std::mem::take(&mut self.mailbox.leases);
+            self.step(env, Input::Leases(leases));
         }
         if !self.mailbox.writes.is_empty() {
             let writes = std::mem::take(&mut self.mailbox.writes);
@@ -386,6 +402,14 @@ impl Process {
             Effect::ReadsFailed { ids, .. } => {
                 for id in ids {
                     self.answer_read(env, id, Answer::NotApplied);
+                }
+            }
+            Effect::LeasesDone(done) => {
+                for (id, result) in done {
+                    let answer = result.map_or(Answer::NotApplied, Answer::Lease);
+                    if let Some(caller) = self.lease_calls.remove(&id) {
+                        env.answer(caller.client, caller.attempt, answer);
+                    }
                 }
             }
             Effect::AdminDone { id, result } => self.admin_done(env, id, result),
@@ -610,6 +634,9 @@ impl Process {
     pub(crate) fn break_connections(&mut self, env: &mut Env) {
         for caller in std::mem::take(&mut self.writes).into_values() {
             env.answer(caller.client, caller.attempt, Answer::Unknown);
+        }
+        for caller in std::mem::take(&mut self.lease_calls).into_values() {
+            env.answer(caller.client, caller.attempt, Answer::NotApplied);
         }
         for read in std::mem::take(&mut self.reads).into_values() {
             env.answer(read.caller.client, read.caller.attempt, Answer::NotApplied);

@@ -73,6 +73,7 @@ pub(crate) struct Profile {
     pub election_timeout: Micros,
     pub heartbeat_interval: Micros,
     pub lease_reads: bool,
+    pub lease_checkpoint_interval: Micros,
     /// Mean delay of a message.
     pub link: Micros,
     /// Whether messages of one link keep their order.
@@ -115,6 +116,7 @@ impl Profile {
             election_timeout,
             heartbeat_interval: election_timeout / random.between(5, 8),
             lease_reads: random.one_in(4),
+            lease_checkpoint_interval: *random.pick(&[300_000, 1_000_000, 2_500_000]),
             link: *random.pick(&[100, 500, 2_000, 5_000]),
             fifo: random.one_in(2),
             loss: if lossy { random.below(30) } else { 0 },

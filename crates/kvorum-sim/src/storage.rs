@@ -333,6 +333,8 @@ impl Process {
             Ok(done) => done,
             Err(error) => return env.fail(format!("member {} cannot apply: {error}", self.id)),
         };
+        let check = env.leases.applied(env.now, &report.leases, &events);
+        env.must(check);
         for applied in replies {
             let answer = Answer::Applied {
                 revision: applied.revision,

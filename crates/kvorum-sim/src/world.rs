@@ -16,7 +16,8 @@ use crate::bugs::Bug;
 use crate::clients::{Answer, Client, key};
 use crate::env::{Env, Event};
 use crate::host::Host;
-use crate::marks::Marks;
+use crate::lessees::{FIRST as FIRST_LESSEE, Lessee};
+use crate::marks::{Mark, Marks};
 use crate::nemesis::{self, Nemesis};
 use crate::profile::{Fault, Profile};
 use crate::random::Random;
@@ -28,6 +29,7 @@ pub const CONVERGENCE_MAX: Micros = 60_000_000;
 /// Between two looks at a healed world.
 const LOOK_INTERVAL: Micros = 250_000;
 const WATCHERS: usize = 4;
+const LESSEES: usize = 3;
 
 /// One run.
 #[derive(Clone, Debug)]
@@ -114,6 +116,7 @@ struct World {
     env: Env,
     hosts: BTreeMap<MemberId, Host>,
     clients: Vec<Client>,
+    lessees: Vec<Lessee>,
     watchers: Vec<Watcher>,
     nemesis: Nemesis,
     history: History,
@@ -185,6 +188,11 @@ impl World {
             let delay = env.random.below(1_000_000);
             env.schedule(delay, Event::Turn { client });
         }
+        let lessees: Vec<Lessee> = (0..LESSEES).map(Lessee::new).collect();
+        for lessee in 0..LESSEES {
+            let (delay, client) = (env.random.below(3_000_000), FIRST_LESSEE + lessee);
+            env.schedule(delay, Event::Turn { client });
+        }
         let mut watchers: Vec<Watcher> = (0..WATCHERS).map(|id| Watcher::new(&mut env, id)).collect();
         for watcher in &mut watchers {
             watcher.begin(&mut env);
@@ -198,6 +206,7 @@ impl World {
             env,
             hosts,
             clients,
+            lessees,
             watchers,
             nemesis: Nemesis::default(),
             history: History::new(),
@@ -211,7 +220,12 @@ impl World {
     fn play(&mut self) {
         while self.env.failure.is_none() && !matches!(self.phase, Phase::Done) {
             match self.env.next() {
-                Some(event) => self.happen(event),
+                Some(event) => {
+                    self.happen(event);
+                    if self.env.leases.tell(self.env.events, &mut self.history) {
+                        self.env.reach(Mark::LeaseEnded);
+                    }
+                }
                 None => self.env.fail("nothing is left to happen".into()),
             }
         }
@@ -301,10 +315,26 @@ impl World {
         let World {
             env,
             clients,
+            lessees,
             history,
             ..
         } = self;
         match event {
+            Event::Answer {
+                client,
+                attempt,
+                answer,
+            } if client >= FIRST_LESSEE => {
+                let lessee = &mut lessees[client - FIRST_LESSEE];
+                lessee.answer(env, history, &members, attempt, Some(answer));
+            }
+            Event::Timeout { client, attempt } if client >= FIRST_LESSEE => {
+                let lessee = &mut lessees[client - FIRST_LESSEE];
+                lessee.answer(env, history, &members, attempt, None);
+            }
+            Event::Turn { client } if client >= FIRST_LESSEE => {
+                lessees[client - FIRST_LESSEE].turn(env, &members);
+            }
             Event::Answer {
                 client,
                 attempt,
@@ -337,7 +367,11 @@ impl World {
     /// No more faults; what is broken is mended.
     fn heal(&mut self) {
         let World {
-            env, hosts, clients, ..
+            env,
+            hosts,
+            clients,
+            lessees,
+            ..
         } = self;
         env.note(format_args!("the world is healed"));
         env.calm = true;
@@ -351,6 +385,7 @@ impl World {
             host.boot(env);
         }
         clients.iter_mut().for_each(|client| client.stopping = true);
+        lessees.iter_mut().for_each(|lessee| lessee.stopping = true);
         self.healed_at = env.now;
         self.phase = Phase::Converging;
         env.schedule(LOOK_INTERVAL, Event::Look);
@@ -393,11 +428,18 @@ impl World {
         if self.clients.iter().any(|client| !client.is_idle()) {
             return Some("clients still wait for answers".into());
         }
+        if self.lessees.iter().any(|lessee| !lessee.is_idle()) {
+            return Some("holders of leases still wait for answers".into());
+        }
         let Some(leader) = nemesis::leader(&self.hosts) else {
             return Some("nobody leads".into());
         };
         let process = self.hosts[&leader].process().expect("a leader runs");
         let (raft, machine) = (process.node().raft(), process.machine());
+        let leases = machine.leases().len();
+        if leases > 0 {
+            return Some(format!("{leases} leases have not run out"));
+        }
         let configuration = raft.latest_configuration();
         if configuration.is_joint() {
             return Some("the configuration is joint".into());

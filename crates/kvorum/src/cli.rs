@@ -47,6 +47,8 @@ pub enum Command {
     Txn(verbs::txn::TxnArgs),
     /// Print changes as they happen; resumes after lost connections
     Watch(verbs::watch::WatchArgs),
+    /// Grant, renew, show, list and revoke leases: keys that live as long as somebody renews them
+    Lease(verbs::lease::LeaseArgs),
     /// Show how the members are
     Status(verbs::status::StatusArgs),
     /// Write the records of a file of JSON lines
@@ -132,6 +134,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
         Command::Ls(args) => client(args.client.clone(), verbs::kv::ls(args)),
         Command::Txn(args) => client(args.client.clone(), verbs::txn::run(args)),
         Command::Watch(args) => client(args.client.clone(), verbs::watch::run(args)),
+        Command::Lease(args) => client(args.client().clone(), verbs::lease::run(args)),
         Command::Status(args) => block_on(verbs::status::run(args)),
         Command::Import(args) => client(args.client.clone(), verbs::import::run(args)),
         Command::Export(args) => client(args.client.clone(), verbs::export::run(args)),

@@ -138,7 +138,7 @@ fn advice_on(words: &str) -> Option<&'static str> {
         ),
         (
             "requested lease not found",
-            "kvorum has no leases yet: leave --lease out",
+            "it ended, or never was: `kvorum lease list` shows those there are",
         ),
     ];
     let found = ADVICE.iter().find(|(text, _)| words.contains(text));

@@ -3,6 +3,7 @@
 pub mod export;
 pub mod import;
 pub mod kv;
+pub mod lease;
 pub mod member;
 pub mod record;
 pub mod send;

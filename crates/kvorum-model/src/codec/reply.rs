@@ -16,6 +16,8 @@ const TXN: u8 = 3;
 const COMPACT: u8 = 4;
 const REGISTERED: u8 = 5;
 const DONE: u8 = 6;
+const LEASE_GRANTED: u8 = 7;
+const LEASE_REVOKED: u8 = 8;
 const ALARM_SET: u8 = 12;
 
 pub(super) fn result(out: &mut impl Sink, result: &Result<Reply, Error>) {
@@ -58,6 +60,12 @@ fn reply(out: &mut impl Sink, reply: &Reply) {
             out.u8(REGISTERED);
             out.u64(*id);
         }
+        Reply::LeaseGranted { id, ttl_s } => {
+            out.u8(LEASE_GRANTED);
+            out.i64(*id);
+            out.i64(*ttl_s);
+        }
+        Reply::LeaseRevoked => out.u8(LEASE_REVOKED),
         Reply::Done => out.u8(DONE),
         Reply::AlarmSet(before) => {
             out.u8(ALARM_SET);
@@ -74,6 +82,11 @@ fn read_reply(reader: &mut Reader) -> Result<Reply, DecodeError> {
         COMPACT => Reply::Compact,
         REGISTERED => Reply::Registered(reader.u64("the session")?),
         DONE => Reply::Done,
+        LEASE_GRANTED => Reply::LeaseGranted {
+            id: reader.i64("the lease")?,
+            ttl_s: reader.i64("its TTL")?,
+        },
+        LEASE_REVOKED => Reply::LeaseRevoked,
         ALARM_SET => Reply::AlarmSet(reader.flags(1, "alarm reply flags")? != 0),
         0 => return Err(reader.malformed("reply 0")),
         tag => {
@@ -203,7 +216,7 @@ fn read_op(reader: &mut Reader, depth: usize) -> Result<ResponseOp, DecodeError>
 const KEY_TOO_LARGE: u8 = 2;
 
 /// The numbers of the errors that carry nothing. Never reused.
-const ERRORS: [(u8, Error); 17] = [
+const ERRORS: [(u8, Error); 19] = [
     (1, Error::EmptyKey),
     (3, Error::KeyNotFound),
     (4, Error::ValueProvided),
@@ -220,6 +233,8 @@ const ERRORS: [(u8, Error); 17] = [
     (15, Error::TooManySessions),
     (16, Error::NoSpace),
     (17, Error::Skipped),
+    (18, Error::LeaseExists),
+    (19, Error::LeaseTtlTooLarge),
     (24, Error::Corrupt),
 ];
 

@@ -3,7 +3,7 @@
 use super::DecodeError;
 use super::limits::TXN_DEPTH_MAX;
 use super::primitive::{Reader, Sink};
-use crate::command::{Alarm, Command, MemberRecord, Setting};
+use crate::command::{Alarm, Command, LeaseProof, LeaseRemainder, MemberRecord, Setting};
 use crate::types::{
     Compare, CompareResult, CompareTarget, DeleteRangeRequest, KeyRange, PutRequest, RangeRequest, RequestOp,
     SortOrder, SortTarget, TxnRequest,
@@ -21,6 +21,9 @@ const ADD_MEMBER: u8 = 9;
 const REMOVE_MEMBER: u8 = 10;
 const CLUSTER_SETTING: u8 = 11;
 const BATCH: u8 = 12;
+const LEASE_GRANT: u8 = 13;
+const LEASE_REVOKE: u8 = 14;
+const LEASE_CHECKPOINT: u8 = 15;
 const SET_ALARM: u8 = 20;
 const MOVE_MEMBER: u8 = 21;
 
@@ -102,6 +105,29 @@ pub(super) fn command(out: &mut impl Sink, command: &Command) {
             out.u8(BATCH);
             out.list(commands, |out, item| self::command(out, item));
         }
+        Command::LeaseGrant { id, ttl_s } => {
+            out.u8(LEASE_GRANT);
+            out.i64(*id);
+            out.i64(*ttl_s);
+        }
+        Command::LeaseRevoke { id, expiry } => {
+            out.u8(LEASE_REVOKE);
+            out.i64(*id);
+            out.u8(expiry.is_some().into());
+            if let Some(LeaseProof { term, granted }) = expiry {
+                out.u64(*term);
+                out.u64(*granted);
+            }
+        }
+        Command::LeaseCheckpoint { term, leases } => {
+            out.u8(LEASE_CHECKPOINT);
+            out.u64(*term);
+            out.list(leases, |out, lease| {
+                out.i64(lease.id);
+                out.u64(lease.granted);
+                out.i64(lease.remaining_s);
+            });
+        }
     }
 }
 
@@ -146,6 +172,32 @@ fn read_simple(reader: &mut Reader, tag: u8) -> Result<Command, DecodeError> {
                 });
             }
         }),
+        LEASE_GRANT => Command::LeaseGrant {
+            id: reader.i64("the lease")?,
+            ttl_s: reader.i64("its TTL")?,
+        },
+        LEASE_REVOKE => {
+            let id = reader.i64("the lease")?;
+            let is_expiry = reader.flags(1, "lease revocation flags")? != 0;
+            let expiry = if is_expiry {
+                let term = reader.u64("the term")?;
+                let granted = reader.u64("the grant")?;
+                Some(LeaseProof { term, granted })
+            } else {
+                None
+            };
+            Command::LeaseRevoke { id, expiry }
+        }
+        LEASE_CHECKPOINT => Command::LeaseCheckpoint {
+            term: reader.u64("the term")?,
+            leases: reader.list(24, "leases", |reader| {
+                Ok(LeaseRemainder {
+                    id: reader.i64("the lease")?,
+                    granted: reader.u64("the grant")?,
+                    remaining_s: reader.i64("the remainder")?,
+                })
+            })?,
+        },
         SET_ALARM => Command::SetAlarm {
             alarm: match reader.u8("the alarm")? {
                 1 => Alarm::NoSpace,

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::command::{Alarm, MemberRecord, Setting};
+use crate::command::{Alarm, LeaseProof, LeaseRemainder, MemberRecord, Setting};
 use crate::types::*;
 
 /// splitmix64
@@ -149,7 +149,7 @@ impl Rng {
     }
 
     fn command(&mut self) -> Command {
-        match self.below(11) {
+        match self.below(14) {
             0 => Command::Put(self.put()),
             1 => Command::DeleteRange(self.delete()),
             2 => Command::Txn(self.txn(1)),
@@ -161,7 +161,26 @@ impl Rng {
                 election_timeout_ms: self.below(1000),
             },
             7 => Command::Batch(self.many(Rng::administration)),
-            8 => Command::SetAlarm {
+            8 => Command::LeaseGrant {
+                id: self.number(),
+                ttl_s: self.number(),
+            },
+            9 => Command::LeaseRevoke {
+                id: self.number(),
+                expiry: self.flip().then(|| LeaseProof {
+                    term: self.below(9),
+                    granted: self.number() as u64,
+                }),
+            },
+            10 => Command::LeaseCheckpoint {
+                term: self.below(9),
+                leases: self.many(|rng| LeaseRemainder {
+                    id: rng.number(),
+                    granted: rng.below(99),
+                    remaining_s: rng.number(),
+                }),
+            },
+            11 => Command::SetAlarm {
                 alarm: if self.flip() {
                     Alarm::NoSpace
                 } else {
@@ -170,7 +189,7 @@ impl Rng {
                 member: self.number() as u64,
                 raised: self.flip(),
             },
-            9 => Command::MoveMember {
+            12 => Command::MoveMember {
                 id: self.number() as u64,
                 peer_addresses: self.many(Rng::text),
             },
@@ -239,14 +258,19 @@ impl Rng {
     }
 
     fn result(&mut self) -> Result<Reply, Error> {
-        match self.below(8) {
+        match self.below(10) {
             0 => Ok(Reply::Put(self.put_response())),
             1 => Ok(Reply::DeleteRange(self.delete_response())),
             2 => Ok(Reply::Txn(self.txn_response(1))),
             3 => Ok(Reply::Compact),
             4 => Ok(Reply::Registered(self.number() as u64)),
             5 => Ok(Reply::Done),
-            6 => Err(Error::KeyTooLarge {
+            6 => Ok(Reply::LeaseGranted {
+                id: self.number(),
+                ttl_s: self.number(),
+            }),
+            7 => Ok(Reply::LeaseRevoked),
+            8 => Err(Error::KeyTooLarge {
                 bytes: 9,
                 max: self.below(9),
             }),
@@ -268,6 +292,8 @@ impl Rng {
                     Error::TooManySessions,
                     Error::NoSpace,
                     Error::Skipped,
+                    Error::LeaseExists,
+                    Error::LeaseTtlTooLarge,
                 ];
                 Err(errors[self.below(errors.len() as u64) as usize].clone())
             }

@@ -59,6 +59,7 @@ impl<S: Store> StateMachine<S> {
         Ok(ApplyOutcome {
             replies,
             events: std::mem::take(&mut self.core.events),
+            leases: std::mem::take(&mut self.core.leases.changes),
         })
     }
 
@@ -207,6 +208,13 @@ impl<V: View> Core<V> {
             }
             Command::ExpireSessions(ids) => {
                 self.sessions.expire(&ids, self.state.time_ms, &mut self.writes);
+                Ok(Reply::Done)
+            }
+            Command::LeaseGrant { id, ttl_s } => self.grant_lease(id, ttl_s).map_err(ReadError::from),
+            Command::LeaseRevoke { id, expiry } => self.revoke_lease(id, expiry),
+            Command::LeaseCheckpoint { term, leases } => {
+                let terms = (term, self.state.term);
+                self.leases.checkpoint(terms, &leases, &mut self.writes);
                 Ok(Reply::Done)
             }
             Command::SetAlarm {

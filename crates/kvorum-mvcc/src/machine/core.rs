@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kvorum_model::{
-    DeleteRangeRequest, DeleteRangeResponse, Error, Event, EventKind, KeyRange, KeyValue, PutRequest,
-    PutResponse, Revision, limits,
+    DeleteRangeRequest, DeleteRangeResponse, Error, Event, EventKind, KeyRange, KeyValue, LeaseProof,
+    PutRequest, PutResponse, Reply, Revision, limits,
 };
 
 use super::RevisionEvents;
 use crate::cache::{Head, KeyFilter, Known, detached, hash_of};
 use crate::layout::{read_record, record_sub, split_data_key, write_delete, write_put};
+use crate::leases::{LeaseRecord, Leases};
 use crate::read::{Found, ReadError, Shared, Source, check_bounds, newest, point_at, scan_at};
 use crate::samples::Samples;
 use crate::sessions::Sessions;
@@ -34,6 +35,7 @@ pub(super) struct Core<V> {
     pub cluster: Arc<ClusterState>,
     pub samples: Samples,
     pub sessions: Sessions,
+    pub leases: Leases,
     pub pending: BTreeMap<Bytes, Head>,
     pub writes: Vec<(Bytes, Option<Bytes>)>,
     pub events: Vec<RevisionEvents>,
@@ -63,6 +65,7 @@ impl<V: View> Core<V> {
             cluster: Arc::default(),
             samples: Samples::default(),
             sessions: Sessions::default(),
+            leases: Leases::default(),
             pending: BTreeMap::new(),
             writes: Vec::new(),
             events: Vec::new(),
@@ -102,11 +105,48 @@ impl<V: View> Core<V> {
     /// Decides a put. Refusals are etcd's, in its order.
     pub fn plan_put(&self, request: PutRequest) -> Result<(Planned, PutResponse), ReadError> {
         check_key(&request.key)?;
-        if request.lease != 0 {
-            return Err(Error::LeaseNotFound.into());
-        }
+        self.check_lease(request.lease)?;
         let old = self.head(&request.key)?;
         plan_put(request, old).map_err(ReadError::from)
+    }
+
+    /// Whether a put may name this lease; 0 names none.
+    pub fn check_lease(&self, id: i64) -> Result<(), Error> {
+        if id == 0 || self.leases.contains(id) {
+            Ok(())
+        } else {
+            Err(Error::LeaseNotFound)
+        }
+    }
+
+    /// Grants a lease, as of the entry that is applied.
+    pub fn grant_lease(&mut self, id: i64, ttl_s: i64) -> Result<Reply, Error> {
+        let record = LeaseRecord {
+            id,
+            ttl_s,
+            remaining_s: 0,
+            granted: self.state.index,
+            granted_ms: self.state.time_ms,
+        };
+        let ttl_s_min = limits::lease_ttl_s_min(self.cluster.election_timeout_ms);
+        let LeaseRecord { id, ttl_s, .. } = self.leases.grant(record, ttl_s_min, &mut self.writes)?;
+        Ok(Reply::LeaseGranted { id, ttl_s })
+    }
+
+    /// Ends a lease: its keys go, in key order and as one revision, and then it goes.
+    pub fn revoke_lease(&mut self, id: i64, expiry: Option<LeaseProof>) -> Result<Reply, ReadError> {
+        if let Some(keys) = self.leases.ending(id, expiry, self.state.term)? {
+            let mut planned = Vec::with_capacity(keys.len());
+            for key in keys {
+                let old = self.head(&key)?;
+                let is_attached = matches!(&old, Head::Live(kv) if kv.lease == id);
+                assert!(is_attached, "a lease has exactly the keys that name it");
+                planned.push(Planned { key, put: None, old });
+            }
+            self.write_all(planned);
+            self.leases.remove(id, &mut self.writes);
+        }
+        Ok(Reply::LeaseRevoked)
     }
 
     /// Applies a put.
@@ -139,6 +179,7 @@ impl<V: View> Core<V> {
     fn write(&mut self, planned: Planned, main: Revision, sub: u32, events: &mut Vec<Event>) {
         let prev = planned.old.prev(self.state.compacted);
         let prev_kv = planned.old.into_live();
+        let lease_before = prev_kv.as_ref().map_or(0, |kv| kv.lease);
         let hash = hash_of(&planned.key);
         let (written, kind, head) = match planned.put {
             Some(mut kv) => {
@@ -171,6 +212,8 @@ impl<V: View> Core<V> {
         );
         self.writes.push((written.data.0, Some(written.data.1)));
         self.writes.push((written.history.0, Some(written.history.1)));
+        self.leases
+            .moved(&written.kv.key, lease_before, written.kv.lease, &mut self.writes);
         events.push(Event {
             kind,
             kv: written.kv,

@@ -24,6 +24,7 @@ use kvorum_model::{DecodeError, Error, Event, Origin, Reply, Revision};
 
 use self::core::Core;
 use crate::cache::HeadCache;
+use crate::leases::{LeaseChange, LeaseRecord, Leases};
 use crate::read::{Published, Reader, Shared};
 use crate::samples::Samples;
 use crate::sessions::Sessions;
@@ -122,6 +123,8 @@ pub struct ApplyOutcome {
     pub replies: Vec<Applied>,
     /// The revisions that were made, in order.
     pub events: Vec<RevisionEvents>,
+    /// What became of leases, in order.
+    pub leases: Vec<LeaseChange>,
 }
 
 /// Why this member must stop.
@@ -224,6 +227,7 @@ impl<S: Store> StateMachine<S> {
             None => Samples::default(),
         };
         let sessions = Sessions::load(&view)?;
+        let leases = Leases::load(&view)?;
         let removal = Removal::load(&view)?;
         let shared = Arc::new(Shared {
             published: Mutex::new(Arc::new(Published {
@@ -244,6 +248,7 @@ impl<S: Store> StateMachine<S> {
             cluster,
             samples,
             sessions,
+            leases,
             ..Core::new(Arc::clone(&shared))
         };
         Ok(StateMachine {
@@ -308,6 +313,11 @@ impl<S: Store> StateMachine<S> {
     /// How many sessions there are.
     pub fn sessions(&self) -> usize {
         self.core.sessions.len()
+    }
+
+    /// All leases, by ID.
+    pub fn leases(&self) -> Vec<LeaseRecord> {
+        self.core.leases.records()
     }
 
     /// A handle for readers; it stays valid when [`StateMachine::replace`] puts another state in.

@@ -66,11 +66,9 @@ impl<V: View> Core<V> {
 
     fn check_put(&self, request: &PutRequest) -> Result<(), ReadError> {
         check_key(&request.key)?;
+        self.check_lease(request.lease)?;
         if (request.ignore_value || request.ignore_lease) && self.point(&request.key, None)?.is_none() {
             return Err(Error::KeyNotFound.into());
-        }
-        if request.lease != 0 {
-            return Err(Error::LeaseNotFound.into());
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use super::{Found, ReadError, Scan, Source, answer_range, check_bounds, check_re
 use super::{check_revision_in_txn, newest, point_at, scan_at};
 use crate::cache::{HeadCache, KeyFilter, Known, detached, hash_of};
 use crate::layout::{Change, data_key, history_key, read_change, read_record, record_sub};
+use crate::leases::{LeaseRecord, stored_keys, stored_lease, stored_leases};
 use crate::snapshot::SnapshotReader;
 use crate::state::{ClusterState, State};
 use crate::store::{Store, StoreError, View};
@@ -187,6 +188,21 @@ impl<S: Store> ReadView<S> {
         let key = Bytes::copy_from_slice(key);
         check_bounds(&KeyRange::point(key.clone()))?;
         Ok(self.point(&key, None)?)
+    }
+
+    /// One lease.
+    pub fn lease(&self, id: i64) -> Result<Option<LeaseRecord>, ReadError> {
+        Ok(stored_lease(&self.published.view, id)?)
+    }
+
+    /// The keys that go with a lease, in key order; none if there is no such lease.
+    pub fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, ReadError> {
+        Ok(stored_keys(&self.published.view, id)?)
+    }
+
+    /// All leases.
+    pub fn leases(&self) -> Result<Vec<LeaseRecord>, ReadError> {
+        Ok(stored_leases(&self.published.view).collect::<Result<_, _>>()?)
     }
 
     /// Answers a read. The request must have been validated; `count` walks over the whole range, as it is the

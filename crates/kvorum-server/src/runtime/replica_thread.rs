@@ -7,7 +7,7 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use kvorum_mvcc::ClusterState;
-use kvorum_node::{Effect, Input, Node, NodeStatus, Proposal, ReadRequest};
+use kvorum_node::{Effect, Input, LeaseCall, Node, NodeStatus, Proposal, ReadRequest};
 use kvorum_raft::{Message, Micros};
 
 use crate::mailbox::{Batch, Mailbox};
@@ -92,6 +92,15 @@ fn feed(node: &mut Node, batch: &mut Batch<Input>, effects: &mut Vec<Effect>) {
         });
         node.step(now, Input::Read(reads.collect()), effects);
     }
+    if !batch.leases.is_empty() {
+        let leases = batch.leases.drain(..).map(|lease| LeaseCall {
+            id: lease.id,
+            lease: lease.lease,
+            ask: lease.ask,
+            deadline: clock::deadline(now, lease.deadline, instant),
+        });
+        node.step(now, Input::Leases(leases.collect()), effects);
+    }
     if !batch.writes.is_empty() {
         let writes = batch.writes.drain(..).map(|write| Proposal {
             seq: write.seq,
@@ -148,6 +157,7 @@ fn carry_out(effect: Effect, outlets: &Outlets) -> Option<End> {
         Effect::WritesFailed { seqs, why } => outlets.pending.fail_writes(&seqs, why.into()),
         Effect::ReadsReady(ids) => outlets.pending.reads_ready(&ids),
         Effect::ReadsFailed { ids, why } => outlets.pending.fail_reads(&ids, why.into()),
+        Effect::LeasesDone(done) => outlets.pending.leases_done(done),
         Effect::AdminDone { id, result } => outlets.pending.admin_done(id, result),
         Effect::ClusterChanged(cluster) => (outlets.cluster_changed)(&cluster),
         Effect::PeerLostData(peer) => {

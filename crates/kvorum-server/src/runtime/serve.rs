@@ -54,6 +54,8 @@ const FEATURE_LEVEL: u32 = 1;
 const HANDOVER: Duration = Duration::from_secs(2);
 /// How often watchers with `progress_notify` hear how far they are (etcd's default).
 const WATCH_PROGRESS: Duration = Duration::from_secs(600);
+/// How often what remains of a long lease is written down, in µs (etcd's default).
+const LEASE_CHECKPOINT_INTERVAL: u64 = 300_000_000;
 /// Between two looks at whether a newcomer votes.
 const VOTE_POLL: Duration = Duration::from_millis(10);
 const MIB: usize = 1024 * 1024;
@@ -705,6 +707,7 @@ fn node_options(
         forward_bytes_max: MIB,
         batch_bytes_max: 4 * MIB,
         log_writes_open_max: 2,
+        lease_checkpoint_interval: LEASE_CHECKPOINT_INTERVAL,
     })
 }
 

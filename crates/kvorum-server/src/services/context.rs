@@ -68,10 +68,17 @@ impl Context {
 
     /// Waits until a view of the state serves this read.
     pub(crate) async fn barrier(&self, handle: &ReplicaHandle) -> Result<(), ReadError> {
-        if self.require_leader && handle.leader() == 0 {
-            return Err(ReadError::NoLeader);
-        }
+        self.check_leader_for_read(handle)?;
         handle.read_barrier(self.deadline).await
+    }
+
+    /// Refuses a read of a caller that does not want to wait for a leader.
+    pub(crate) fn check_leader_for_read(&self, handle: &ReplicaHandle) -> Result<(), ReadError> {
+        if self.require_leader && handle.leader() == 0 {
+            Err(ReadError::NoLeader)
+        } else {
+            Ok(())
+        }
     }
 }
 

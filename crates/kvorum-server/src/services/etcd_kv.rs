@@ -288,7 +288,7 @@ fn is_serializable(txn: &pb::TxnRequest) -> bool {
 }
 
 /// A refusal by the state machine; or, as no version of it does, an answer to something else.
-fn unexpected(result: Result<Reply, model::Error>) -> Status {
+pub(crate) fn unexpected(result: Result<Reply, model::Error>) -> Status {
     match result {
         Err(error) => refused(&error),
         // A session keeps long answers as counts only.

@@ -92,7 +92,7 @@ async fn listen(
 }
 
 /// Returns once no leader was known for too long.
-async fn leaderless(core: &Core) {
+pub(crate) async fn leaderless(core: &Core) {
     let election_timeout = match core.handle.status().cluster.election_timeout_ms {
         0 => crate::ServeOptions::default().election_timeout,
         ms => Duration::from_millis(ms),

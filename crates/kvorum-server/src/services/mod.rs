@@ -5,6 +5,7 @@
 mod cluster;
 mod context;
 mod etcd_kv;
+mod etcd_lease;
 mod etcd_watch;
 mod health;
 pub(crate) mod kvorum_v1;
@@ -14,6 +15,9 @@ mod snapshot;
 pub use cluster::ClusterService;
 pub(crate) use context::Context;
 pub use etcd_kv::EtcdKv;
+pub(crate) use etcd_kv::unexpected;
+pub use etcd_lease::EtcdLease;
+pub(crate) use etcd_watch::leaderless;
 pub use etcd_watch::{EtcdWatch, WatchStream};
 pub use health::HealthService;
 pub use kvorum_v1::KvorumService;

@@ -131,6 +131,8 @@ pub fn status() -> NodeStatus {
         space_exhausted: false,
         writes_waiting: 0,
         reads_waiting: 0,
+        leases: 0,
+        leases_renewed: 0,
         leader_changes: 4,
         divergence: None,
         cluster: Arc::new(ClusterState {

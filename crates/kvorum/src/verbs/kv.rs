@@ -9,6 +9,7 @@ use kvorum_client::proto::etcd;
 use kvorum_client::{Client, prefix_range};
 use serde_json::json;
 
+use super::lease::parse_id;
 use super::record::{Record, records, revision};
 use super::{ClientArgs, Output, TIMEOUT, bytes, key, revision_failure};
 use crate::failure::{Code, Failure};
@@ -25,18 +26,14 @@ pub struct PutArgs {
     key: OsString,
     /// The value; read from standard input if it is not given
     value: Option<OsString>,
-    /// Attach the key to this lease (hexadecimal, as etcdctl prints it)
-    #[arg(long, value_parser = parse_lease, default_value = "0", hide_default_value = true)]
-    lease: i64,
+    /// Attach the key to this lease (hexadecimal, as `lease grant` prints it): it goes when the lease ends
+    #[arg(long, value_name = "ID", value_parser = parse_id)]
+    lease: Option<i64>,
     /// Print the record that is replaced
     #[arg(long)]
     prev_kv: bool,
     #[command(flatten)]
     pub client: ClientArgs,
-}
-
-fn parse_lease(text: &str) -> Result<i64, String> {
-    i64::from_str_radix(text, 16).map_err(|_| format!("`{text}` is not a lease ID in hexadecimal"))
 }
 
 /// Which keys.
@@ -142,7 +139,7 @@ pub async fn put(args: PutArgs) -> Result<(), Failure> {
     let request = etcd::PutRequest {
         key,
         value,
-        lease: args.lease,
+        lease: args.lease.unwrap_or(0),
         prev_kv: args.prev_kv,
         ..Default::default()
     };

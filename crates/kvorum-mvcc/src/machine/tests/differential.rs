@@ -76,6 +76,17 @@ impl Run {
         let view = self.machine.reader().view();
         assert_eq!(view.revision(), self.model.revision());
         assert_eq!(view.live_keys(), self.model.states.last().unwrap().len() as u64);
+        let leases: Vec<_> = view.leases().unwrap();
+        assert_eq!(leases, self.machine.leases());
+        let ttls = leases.iter().map(|lease| (lease.id, lease.ttl_s));
+        assert_eq!(
+            ttls.collect::<std::collections::BTreeMap<_, _>>(),
+            self.model.leases
+        );
+        for lease in &leases {
+            assert_eq!(view.lease(lease.id), Ok(Some(*lease)));
+            assert_eq!(view.lease_keys(lease.id).unwrap(), self.model.attached(lease.id));
+        }
         for _ in 0..6 {
             let request = random::range_request(&mut self.rng, self.model.revision());
             match (view.range(&request), self.model.range(&request)) {

@@ -17,6 +17,8 @@ pub(crate) struct Model {
     /// The changes of each revision.
     pub events: Vec<Vec<Event>>,
     pub compacted: Revision,
+    /// TTL by lease. Which keys a lease has, the newest map says.
+    pub leases: BTreeMap<i64, i64>,
 }
 
 /// What a command does to the newest map, before it is known to succeed.
@@ -32,6 +34,7 @@ impl Model {
             states: vec![Map::new(), Map::new()],
             events: vec![vec![], vec![]],
             compacted: 0,
+            leases: BTreeMap::new(),
         }
     }
 
@@ -50,7 +53,10 @@ impl Model {
             main: self.revision() + 1,
         };
         let reply = match command {
-            Command::Put(put) => Reply::Put(work.put(put)?),
+            Command::Put(put) => {
+                self.check_lease(put)?;
+                Reply::Put(work.put(put)?)
+            }
             Command::DeleteRange(delete) => Reply::DeleteRange(work.delete(delete)),
             Command::Txn(txn) => {
                 let mut path = Vec::new();
@@ -67,6 +73,23 @@ impl Model {
                 }
                 self.compacted = *revision;
                 Reply::Compact
+            }
+            Command::LeaseGrant { id, ttl_s } => {
+                if self.leases.contains_key(id) {
+                    return Err(Error::LeaseExists);
+                }
+                let (id, ttl_s) = (*id, (*ttl_s).max(1));
+                self.leases.insert(id, ttl_s);
+                Reply::LeaseGranted { id, ttl_s }
+            }
+            Command::LeaseRevoke { id, .. } => {
+                self.leases.remove(id).ok_or(Error::LeaseNotFound)?;
+                let attached: Vec<Bytes> = self.attached(*id);
+                for key in attached {
+                    work.map.remove(&key);
+                    work.changed.push(key);
+                }
+                Reply::LeaseRevoked
             }
             other => unreachable!("the model knows no {other:?}"),
         };
@@ -100,6 +123,20 @@ impl Model {
         Ok(reply)
     }
 
+    /// The keys of a lease, in order.
+    pub fn attached(&self, id: i64) -> Vec<Bytes> {
+        let kvs = self.newest().values().filter(|kv| kv.lease == id);
+        kvs.map(|kv| kv.key.clone()).collect()
+    }
+
+    fn check_lease(&self, put: &PutRequest) -> Result<(), Error> {
+        if put.lease == 0 || self.leases.contains_key(&put.lease) {
+            Ok(())
+        } else {
+            Err(Error::LeaseNotFound)
+        }
+    }
+
     fn path(&self, txn: &TxnRequest, path: &mut Vec<bool>) {
         let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
         path.push(succeeded);
@@ -123,12 +160,12 @@ impl Model {
                 RequestOp::Range(range) if range.revision != 0 && range.revision < self.compacted => {
                     return Err(Error::Compacted);
                 }
+                RequestOp::Put(put) if self.check_lease(put).is_err() => return Err(Error::LeaseNotFound),
                 RequestOp::Put(put)
                     if (put.ignore_value || put.ignore_lease) && !self.newest().contains_key(&put.key) =>
                 {
                     return Err(Error::KeyNotFound);
                 }
-                RequestOp::Put(put) if put.lease != 0 => return Err(Error::LeaseNotFound),
                 RequestOp::Txn(nested) => self.check(nested, path)?,
                 _ => {}
             }
@@ -188,9 +225,6 @@ impl Model {
 
 impl Work {
     fn put(&mut self, put: &PutRequest) -> Result<PutResponse, Error> {
-        if put.lease != 0 {
-            return Err(Error::LeaseNotFound);
-        }
         let old = self.map.get(&put.key).cloned();
         if old.is_none() && (put.ignore_value || put.ignore_lease) {
             return Err(Error::KeyNotFound);
@@ -204,6 +238,9 @@ impl Work {
         kv.version += 1;
         if !put.ignore_value {
             kv.value = put.value.clone();
+        }
+        if !put.ignore_lease {
+            kv.lease = put.lease;
         }
         self.map.insert(put.key.clone(), kv);
         self.changed.push(put.key.clone());

@@ -82,6 +82,11 @@ pub(crate) fn range_request(rng: &mut Rng, current: Revision) -> RangeRequest {
     request
 }
 
+/// Some are there, some are not.
+fn lease(rng: &mut Rng) -> i64 {
+    [7, 8, 9, -1, i64::MAX][rng.below(5) as usize]
+}
+
 fn put(rng: &mut Rng) -> PutRequest {
     let mut put = PutRequest {
         key: key(rng),
@@ -96,8 +101,8 @@ fn put(rng: &mut Rng) -> PutRequest {
     if !put.ignore_value {
         put.value = vec![b'0' + rng.below(10) as u8; rng.below(4) as usize].into();
     }
-    if !put.ignore_lease && rng.below(40) == 0 {
-        put.lease = 7;
+    if !put.ignore_lease && rng.below(3) == 0 {
+        put.lease = lease(rng);
     }
     put
 }
@@ -123,7 +128,7 @@ fn compare(rng: &mut Rng, current: Revision) -> Compare {
         2 => CompareTarget::Mod(near),
         3 => CompareTarget::Value(vec![b'0' + rng.below(10) as u8; rng.below(3) as usize].into()),
         4 => CompareTarget::LiveKeys(rng.below(40) as i64),
-        _ => CompareTarget::Lease(rng.below(2) as i64),
+        _ => CompareTarget::Lease([0, 1, 7, 8][rng.below(4) as usize]),
     };
     Compare {
         range: range(rng),
@@ -153,10 +158,18 @@ fn txn(rng: &mut Rng, current: Revision, depth: u64) -> TxnRequest {
 
 /// A command that is valid, or not.
 pub(crate) fn command(rng: &mut Rng, current: Revision) -> Command {
-    match rng.below(20) {
+    match rng.below(24) {
         0..=8 => Command::Put(put(rng)),
         9..=11 => Command::DeleteRange(delete(rng)),
         12 => Command::Compact(current - rng.below(30) as Revision + 2),
+        13..=15 => Command::LeaseGrant {
+            id: lease(rng),
+            ttl_s: rng.below(9) as i64 - 2,
+        },
+        16 => Command::LeaseRevoke {
+            id: lease(rng),
+            expiry: None,
+        },
         _ => Command::Txn(txn(rng, current, 1)),
     }
 }
