@@ -15,6 +15,7 @@ mod http;
 mod import;
 mod joining;
 mod kill_cycles;
+mod leases;
 mod load;
 mod one_member;
 mod program;
