@@ -18,6 +18,10 @@ impl TryFrom<pb::RangeRequest> for model::RangeRequest {
 
     fn try_from(r: pb::RangeRequest) -> Result<Self, Rejected> {
         use pb::range_request::{SortOrder, SortTarget};
+        // Of two faults etcd names this one.
+        if r.key.is_empty() {
+            return Err(Error::EmptyKey.into());
+        }
         let range = KeyRange {
             key: r.key,
             end: r.range_end,
@@ -304,6 +308,8 @@ mod tests {
         check_range(|r| r.sort_order = 3, Err(Error::InvalidSortOption));
         check_range(|r| r.sort_order = -1, Err(Error::InvalidSortOption));
         check_range(|r| r.sort_target = 5, Err(Error::InvalidSortOption));
+        let both = |r: &mut pb::RangeRequest| (r.key, r.sort_target) = (Bytes::new(), 5);
+        check_range(both, Err(Error::EmptyKey));
     }
 
     #[test]

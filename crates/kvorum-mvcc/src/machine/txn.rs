@@ -66,11 +66,11 @@ impl<V: View> Core<V> {
 
     fn check_put(&self, request: &PutRequest) -> Result<(), ReadError> {
         check_key(&request.key)?;
-        self.check_lease(request.lease)?;
+        // In a transaction etcd looks for the key first, in a single put for the lease.
         if (request.ignore_value || request.ignore_lease) && self.point(&request.key, None)?.is_none() {
             return Err(Error::KeyNotFound.into());
         }
-        Ok(())
+        Ok(self.check_lease(request.lease)?)
     }
 }
 

@@ -183,10 +183,21 @@ impl Server {
                 status.db_size_quota = 0;
                 status.version.clear();
             }
-            Answer::LeaseTimeToLive(lease) if lease.ttl > 0 => {
+            Answer::LeaseTimeToLive(lease) => {
                 // Time passes between the two servers.
-                lease.ttl = i64::from((lease.granted_ttl - 60..=lease.granted_ttl).contains(&lease.ttl));
+                let is_right = (lease.granted_ttl - 60..=lease.granted_ttl).contains(&lease.ttl);
+                lease.ttl = if lease.ttl > 0 {
+                    i64::from(is_right)
+                } else {
+                    lease.ttl
+                };
+                // etcd's come in no order.
+                lease.keys.sort();
+                level_revision(&mut lease.header);
             }
+            Answer::LeaseKeepAlive(lease) => level_revision(&mut lease.header),
+            // Ordered by when they end, which renewals a moment apart decide.
+            Answer::LeaseLeases(list) => list.leases.sort_by_key(|lease| lease.id),
             _ => {}
         }
     }
@@ -196,5 +207,12 @@ impl Server {
         header.cluster_id = u64::from(header.cluster_id == self.cluster_id);
         header.member_id = u64::from(self.members.contains(&header.member_id));
         header.raft_term = u64::from(header.raft_term > 0);
+    }
+}
+
+/// The header of an answer by the leader is as old as the member that was asked.
+fn level_revision(header: &mut Option<etcd::ResponseHeader>) {
+    if let Some(header) = header {
+        header.revision = i64::from(header.revision > 0);
     }
 }

@@ -302,7 +302,12 @@ impl Draw {
             _ => self.past(),
         };
         etcd::CompactionRequest {
-            revision,
+            // Before the first one, 0 is a difference that is meant.
+            revision: if revision == 0 && self.compacted == 0 {
+                1
+            } else {
+                revision
+            },
             physical: self.percent(50),
         }
     }
@@ -318,7 +323,7 @@ impl Draw {
                 ttl: match self.rng.u32(..20) {
                     0 => 9_000_000_001,
                     1 => i64::MAX,
-                    _ => LONG_TTL_S + self.rng.i64(..100),
+                    _ => LONG_TTL_S + self.rng.i64(0..100),
                 },
                 id,
             }),
@@ -339,7 +344,9 @@ impl Draw {
                 linearizable: self.percent(50),
             }),
             3 if is_supported(Service::HashKv) => {
-                Request::HashKv(etcd::HashKvRequest { revision: self.at() })
+                // At and below the last compaction etcd answers with what it kept from before that.
+                let revision = Some(self.at()).filter(|at| *at > self.compacted).unwrap_or(0);
+                Request::HashKv(etcd::HashKvRequest { revision })
             }
             4 if is_supported(Service::Defragment) => Request::Defragment(etcd::DefragmentRequest {}),
             _ => Request::Status(etcd::StatusRequest {}),

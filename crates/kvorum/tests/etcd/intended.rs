@@ -1,7 +1,9 @@
 //! Where kvorum is meant to answer otherwise than etcd, with the reasons, and the proof that it does.
 //!
 //! A row whose difference is gone fails: delete it. Beside the rows: etcd sorts without keeping the order of records
-//! that are equal in what is sorted by, kvorum leaves those in the order of their keys (`call/ties.rs`).
+//! that are equal in what is sorted by, kvorum leaves those in the order of their keys (`call/ties.rs`); and etcd keeps
+//! hashes that it made before compactions, so that HashKV at the compacted revision is that of the state before it, with
+//! the compacted revision of before: such requests are not drawn.
 
 use kvorum_client::proto::etcd::range_request::{SortOrder, SortTarget};
 use kvorum_client::proto::etcd::request_op::Request as Op;
@@ -155,6 +157,14 @@ fn rows() -> Vec<Row> {
             reason: "the same of an unknown target",
             request: compare(0, 5),
             ours: (Code::InvalidArgument, "kvorum: unknown compare target"),
+        },
+        Row {
+            reason: "revision 0 is before everything; etcd takes it until something was compacted",
+            request: Request::Compact(etcd::CompactionRequest::default()),
+            ours: (
+                Code::OutOfRange,
+                "etcdserver: mvcc: required revision has been compacted",
+            ),
         },
         Row {
             reason: "keys have a limit, etcd has only that of requests",

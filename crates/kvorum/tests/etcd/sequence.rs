@@ -45,7 +45,8 @@ async fn the_same_requests_get_the_same_answers() {
     println!("KVORUM_DIFF_SEED={seed} KVORUM_DIFF_STEPS={steps} KVORUM_DIFF_MEMBERS={members}");
     let started = tokio::time::Instant::now();
     let cluster = Cluster::start(members, &["--election-timeout", ELECTION_TIMEOUT]).await;
-    let reference = Reference::start(&[]).await;
+    // The shortest lease follows from the election timeout.
+    let reference = Reference::start(&["--election-timeout=3000"]).await;
     let ours = Server::connect("kvorum", &cluster.endpoints(0)).await;
     let theirs = Server::connect("the reference", &[&reference.client]).await;
     unsupported::check(&ours).await;
@@ -185,17 +186,19 @@ impl Run {
             self.theirs.call(0, request.clone(), None),
         );
         self.requests += 1;
-        let is_kv = matches!(
+        let is_current = matches!(
             request,
             Request::Range(_)
                 | Request::Put(_)
                 | Request::DeleteRange(_)
                 | Request::Txn(_)
                 | Request::Compact(_)
+                | Request::LeaseGrant(_)
+                | Request::LeaseRevoke(_)
         );
         if matches!(theirs, Answer::Refused(..)) {
             self.refused += 1;
-        } else if is_kv {
+        } else if is_current {
             self.home = member;
         }
         if ours != theirs && !intended::other_fault(&request, &ours, &theirs) {
@@ -209,8 +212,8 @@ impl Run {
         if let (Request::Compact(compaction), Answer::Compact(_)) = (&request, &theirs) {
             self.draw.compacted = compaction.revision;
         }
-        if let Some(header) = theirs.header().filter(|header| header.revision > 0) {
-            self.draw.revision = header.revision;
+        if let Some(header) = theirs.header() {
+            self.draw.revision = self.draw.revision.max(header.revision);
         }
     }
 

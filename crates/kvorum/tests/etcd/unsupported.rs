@@ -17,7 +17,7 @@ pub enum Service {
 }
 
 /// Delete a row when the service is there: its requests are drawn from then on.
-const UNSUPPORTED: &[Service] = &[Service::Lease];
+const UNSUPPORTED: &[Service] = &[];
 
 /// Whether requests for it are drawn.
 pub fn is_supported(service: Service) -> bool {
