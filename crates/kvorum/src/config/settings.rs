@@ -443,7 +443,7 @@ pub(super) static TABLE: &[Setting] = &[
     ),
     switch!(
         "quota-alarm-stays",
-        "Refuse them on all members until `alarm disarm`, as etcd does",
+        "Refuse them on all members until `etcdctl alarm disarm`, as etcd does",
         serve.quota.alarm_stays
     ),
     size!("memtable-bytes", "The store's memtable", serve.memtable_bytes),
