@@ -80,7 +80,12 @@ pub(crate) fn run_writer<D: Disk>(
             // Between two batches: the space of the next segment is claimed here, not inside an append.
             fatal_to_replica(log.wal().prepare_next(), inbox)?;
         }
-        if exhausted && let Some(next) = retry_claim(&mut log, work, inbox, space, &mut exhausted)? {
+        // Until there is space again, however much work comes in between: to wait for work alone would be to wait for
+        // what is refused meanwhile.
+        let mut try_at = Instant::now() + SPACE_RETRY;
+        while exhausted
+            && let Some(next) = retry_claim(&mut log, work, inbox, space, &mut exhausted, &mut try_at)?
+        {
             match next {
                 LogWork::Persist(persist) => write(
                     &mut log,
@@ -97,20 +102,25 @@ pub(crate) fn run_writer<D: Disk>(
     }
 }
 
-/// Tries to claim space until it works or there is work to do.
+/// Tries to claim space, from `try_at` on, until it works or there is work to do; work does not put a try off.
 fn retry_claim<D: Disk>(
     log: &mut LogDriver<D>,
     work: &Receiver<LogWork>,
     inbox: &Inbox,
     space: &SpaceWatch,
     exhausted: &mut bool,
+    try_at: &mut Instant,
 ) -> Result<Option<LogWork>, WalError> {
     loop {
-        match work.recv_timeout(SPACE_RETRY) {
-            Ok(next) => return Ok(Some(next)),
-            Err(RecvTimeoutError::Disconnected) => return Ok(Some(LogWork::Stop)),
-            Err(RecvTimeoutError::Timeout) => {}
+        let left = try_at.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            match work.recv_timeout(left) {
+                Ok(next) => return Ok(Some(next)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(Some(LogWork::Stop)),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
         }
+        *try_at = Instant::now() + SPACE_RETRY;
         if fatal_to_replica(log.wal().retry_claim(), inbox)? == Space::Healthy {
             *exhausted = false;
             space.tell(Part::Log, false);
