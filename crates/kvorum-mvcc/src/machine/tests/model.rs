@@ -160,12 +160,12 @@ impl Model {
                 RequestOp::Range(range) if range.revision != 0 && range.revision < self.compacted => {
                     return Err(Error::Compacted);
                 }
-                RequestOp::Put(put) if self.check_lease(put).is_err() => return Err(Error::LeaseNotFound),
                 RequestOp::Put(put)
                     if (put.ignore_value || put.ignore_lease) && !self.newest().contains_key(&put.key) =>
                 {
                     return Err(Error::KeyNotFound);
                 }
+                RequestOp::Put(put) if self.check_lease(put).is_err() => return Err(Error::LeaseNotFound),
                 RequestOp::Txn(nested) => self.check(nested, path)?,
                 _ => {}
             }
