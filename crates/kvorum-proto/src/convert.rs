@@ -346,6 +346,7 @@ mod tests {
         };
         refused(pb::RequestOp { request: None }, Error::KeyNotFound.into());
         let bad_sort = pb::RangeRequest {
+            key: "k".into(),
             sort_order: 7,
             ..Default::default()
         };
