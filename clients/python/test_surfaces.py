@@ -134,6 +134,11 @@ class Surfaces(unittest.TestCase):
         self.assertGreater(deleted.index, put.index)
         self.assertFalse(client.Get(kv_pb2.GetRequest(key="b"), timeout=CALL_TIMEOUT_S).found)
         status = client.GetClusterStatus(kv_pb2.ClusterStatusRequest(), timeout=CALL_TIMEOUT_S)
+        # A new member leads a moment before the cluster knows its name.
+        deadline = time.monotonic() + CALL_TIMEOUT_S
+        while status.leader_id != "node-1" and time.monotonic() < deadline:
+            time.sleep(0.05)
+            status = client.GetClusterStatus(kv_pb2.ClusterStatusRequest(), timeout=CALL_TIMEOUT_S)
         self.assertEqual((status.node_id, status.state, status.leader_id), ("node-1", "leader", "node-1"))
         self.assertEqual(list(status.peers), [])
 
