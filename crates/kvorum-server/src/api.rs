@@ -17,12 +17,13 @@ use kvorum_proto::kvorum::v1::kvorum_server::KvorumServer;
 use kvorum_proto::kvorum::v1::peer_server::PeerServer;
 use kvorum_proto::raft_pb::raft_service_server::RaftServiceServer;
 use tokio::sync::watch;
+use tonic::{Response, Status};
 
 use crate::compat::{RaftKv, RaftKvStore};
 use crate::handle::{ReadError, ReplicaHandle, WriteError};
 use crate::http::Phase;
 use crate::joining::ForwardJoin;
-use crate::metrics::Metrics;
+use crate::metrics::{Method, Metrics};
 use crate::operations::Operations;
 use crate::options::SurfaceOptions;
 use crate::reads::Reads;
@@ -143,6 +144,16 @@ impl Core {
                 tracing::warn!("the alarm for want of space was not raised: {}", status.message());
             }
         });
+    }
+
+    /// Carries a call out and counts it.
+    pub(crate) async fn counted<T>(
+        &self,
+        method: Method,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<Response<T>, Status> {
+        let started = self.metrics.begin(method);
+        self.metrics.end(method, started, call.await).map(Response::new)
     }
 
     pub(crate) async fn barrier(&self, context: &Context) -> Result<(), ReadError> {

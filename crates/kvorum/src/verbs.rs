@@ -5,6 +5,7 @@ pub mod import;
 pub mod kv;
 pub mod lease;
 pub mod member;
+mod new_file;
 pub mod record;
 pub mod send;
 pub mod snapshot;

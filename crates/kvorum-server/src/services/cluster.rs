@@ -206,31 +206,20 @@ fn addresses(urls: &[String]) -> Result<Vec<String>, Status> {
     Ok(addresses)
 }
 
-impl ClusterService {
-    async fn counted<T>(
-        &self,
-        method: Method,
-        call: impl Future<Output = Result<T, Status>>,
-    ) -> Result<Response<T>, Status> {
-        let started = self.0.metrics.begin(method);
-        self.0.metrics.end(method, started, call.await).map(Response::new)
-    }
-}
-
 #[tonic::async_trait]
 impl Cluster for ClusterService {
     async fn member_list(
         &self,
         request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
-        self.counted(Method::MemberList, self.list(request)).await
+        self.0.counted(Method::MemberList, self.list(request)).await
     }
 
     async fn member_add(
         &self,
         request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
-        self.counted(Method::MemberAdd, self.add(request)).await
+        self.0.counted(Method::MemberAdd, self.add(request)).await
     }
 
     async fn member_remove(
@@ -239,7 +228,8 @@ impl Cluster for ClusterService {
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
         let context = Context::of(&request, &self.0.handle)?;
         let id = request.into_inner().id;
-        self.counted(Method::MemberRemove, self.remove(id, &context))
+        self.0
+            .counted(Method::MemberRemove, self.remove(id, &context))
             .await
     }
 
@@ -247,7 +237,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
-        self.counted(Method::MemberUpdate, self.update(request)).await
+        self.0.counted(Method::MemberUpdate, self.update(request)).await
     }
 
     async fn member_promote(
@@ -256,7 +246,8 @@ impl Cluster for ClusterService {
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
         let context = Context::of(&request, &self.0.handle)?;
         let id = request.into_inner().id;
-        self.counted(Method::MemberPromote, self.promote(id, &context))
+        self.0
+            .counted(Method::MemberPromote, self.promote(id, &context))
             .await
     }
 }

@@ -455,11 +455,7 @@ type ExportStream = ReceiverStream<Result<pb::ExportResponse, Status>>;
 impl KvorumService {
     /// Counts a call.
     async fn counted<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<Response<T>, Status> {
-        let started = self.0.metrics.begin(Method::Kvorum);
-        self.0
-            .metrics
-            .end(Method::Kvorum, started, call.await)
-            .map(Response::new)
+        self.0.counted(Method::Kvorum, call).await
     }
 }
 

@@ -183,15 +183,6 @@ impl MaintenanceService {
             _ => Status::invalid_argument("etcdserver: invalid downgrade target version"),
         })
     }
-
-    async fn counted<T>(
-        &self,
-        method: Method,
-        call: impl Future<Output = Result<T, Status>>,
-    ) -> Result<Response<T>, Status> {
-        let started = self.0.metrics.begin(method);
-        self.0.metrics.end(method, started, call.await).map(Response::new)
-    }
 }
 
 impl Core {
@@ -249,19 +240,20 @@ impl Maintenance for MaintenanceService {
     type SnapshotStream = SnapshotStream;
 
     async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
-        self.counted(Method::Status, async { Ok(self.status_of_member()) })
+        self.0
+            .counted(Method::Status, async { Ok(self.status_of_member()) })
             .await
     }
 
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
-        self.counted(Method::Alarm, self.answer_alarm(request)).await
+        self.0.counted(Method::Alarm, self.answer_alarm(request)).await
     }
 
     async fn move_leader(
         &self,
         request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
-        self.counted(Method::MoveLeader, self.move_to(request)).await
+        self.0.counted(Method::MoveLeader, self.move_to(request)).await
     }
 
     async fn defragment(
@@ -273,18 +265,18 @@ impl Maintenance for MaintenanceService {
             // As in etcd, without a header.
             Ok(pb::DefragmentResponse::default())
         };
-        self.counted(Method::Defragment, defragment).await
+        self.0.counted(Method::Defragment, defragment).await
     }
 
     async fn hash(&self, _: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
-        self.counted(Method::Hash, self.hash_everything()).await
+        self.0.counted(Method::Hash, self.hash_everything()).await
     }
 
     async fn hash_kv(
         &self,
         request: Request<pb::HashKvRequest>,
     ) -> Result<Response<pb::HashKvResponse>, Status> {
-        self.counted(Method::HashKv, self.hash_keyspace(request)).await
+        self.0.counted(Method::HashKv, self.hash_keyspace(request)).await
     }
 
     async fn snapshot(
@@ -295,14 +287,15 @@ impl Maintenance for MaintenanceService {
             let frames = self.0.handle.state().snapshot();
             Ok(stream(frames, storage_version(self.0.etcd_version)))
         };
-        self.counted(Method::Snapshot, start).await
+        self.0.counted(Method::Snapshot, start).await
     }
 
     async fn downgrade(
         &self,
         request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
-        self.counted(Method::Downgrade, self.refuse_downgrade(request))
+        self.0
+            .counted(Method::Downgrade, self.refuse_downgrade(request))
             .await
     }
 }

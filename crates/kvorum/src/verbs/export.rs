@@ -1,7 +1,6 @@
 //! `export`: all records as JSON lines, sorted by key, at one revision.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -10,9 +9,10 @@ use clap::Args;
 use kvorum_client::{Client, prefix_range};
 use serde_json::json;
 
+use super::new_file::NewFile;
 use super::record::ExportLine;
 use super::{ClientArgs, LONG_TIMEOUT, bytes, is_dash, revision_failure};
-use crate::failure::{self, Failure};
+use crate::failure::Failure;
 
 /// Arguments of `export`.
 #[derive(Args)]
@@ -43,28 +43,9 @@ pub async fn run(args: ExportArgs) -> Result<(), Failure> {
         return Ok(out.flush()?);
     }
     let path = Path::new(&args.file);
-    let cannot = |error: std::io::Error| {
-        Failure::error(format!(
-            "cannot write {}: {}",
-            path.display(),
-            failure::os(&error)
-        ))
-    };
-    // Written beside its place and renamed: a file of this name is a complete export.
-    let dir = path
-        .parent()
-        .filter(|dir| !dir.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let partial = tempfile::Builder::new()
-        .prefix(".kvorum-export-")
-        .tempfile_in(dir)
-        .map_err(cannot)?;
-    let mut out = BufWriter::with_capacity(1 << 16, partial);
+    let mut out = NewFile::at(path)?;
     let (records, revision) = write(&client, range, args.rev, args.serializable, &mut out).await?;
-    let partial = out.into_inner().map_err(|error| cannot(error.into_error()))?;
-    partial.as_file().sync_all().map_err(cannot)?;
-    partial.persist(path).map_err(|error| cannot(error.error))?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(cannot)?;
+    out.commit()?;
     match args.client.json() {
         true => println!("{}", json!({"records": records, "revision": revision})),
         false => eprintln!("exported {records} records at revision {revision}"),

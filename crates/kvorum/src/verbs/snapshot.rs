@@ -1,13 +1,14 @@
 //! `snapshot save` and `restore`: a member's whole state in a file, and a new cluster of one from it.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter};
-use std::path::{Path, PathBuf};
+use std::io::BufReader;
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use kvorum_server::ServeOptions;
 use kvorum_server::runtime;
 
+use super::new_file::NewFile;
 use super::{ClientArgs, LONG_TIMEOUT};
 use crate::failure::{self, Failure};
 
@@ -61,28 +62,9 @@ pub async fn save(args: SnapshotArgs) -> Result<(), Failure> {
     let Action::Save(args) = args.action;
     let client = args.client.client(LONG_TIMEOUT)?;
     let path = &args.file;
-    let cannot = |error: std::io::Error| {
-        Failure::error(format!(
-            "cannot write {}: {}",
-            path.display(),
-            failure::os(&error)
-        ))
-    };
-    // Written beside its place and renamed: a file of this name is a complete snapshot.
-    let dir = path
-        .parent()
-        .filter(|dir| !dir.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let partial = tempfile::Builder::new()
-        .prefix(".kvorum-snapshot-")
-        .tempfile_in(dir)
-        .map_err(cannot)?;
-    let mut out = BufWriter::with_capacity(1 << 20, partial);
+    let mut out = NewFile::at(path)?;
     let bytes = client.snapshot(&mut out).await?;
-    let partial = out.into_inner().map_err(|error| cannot(error.into_error()))?;
-    partial.as_file().sync_all().map_err(cannot)?;
-    partial.persist(path).map_err(|error| cannot(error.error))?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(cannot)?;
+    out.commit()?;
     match args.client.json() {
         true => println!("{}", serde_json::json!({ "bytes": bytes })),
         false => eprintln!("saved {bytes} bytes to {}", path.display()),
