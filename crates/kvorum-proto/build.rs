@@ -2,9 +2,11 @@
 
 use std::{env, error::Error, path::PathBuf};
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 9] = [
     "mvccpb/kv.proto",
     "etcdserverpb/rpc.proto",
+    "v3lockpb/lock.proto",
+    "v3electionpb/election.proto",
     "kv/kv.proto",
     "kv_pb/kv.proto",
     "raft_pb/raft.proto",

@@ -21,6 +21,16 @@ pub mod mvccpb {
 pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");
 }
+/// etcd's lock service.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
+pub mod v3lockpb {
+    tonic::include_proto!("v3lockpb");
+}
+/// etcd's election service.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
+pub mod v3electionpb {
+    tonic::include_proto!("v3electionpb");
+}
 /// The `KVStore` service of the "Raft-Backed Distributed Key-Value Store".
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
 pub mod kv {

@@ -16,6 +16,8 @@ use kvorum_proto::kv_pb::kv_service_server::KvServiceServer;
 use kvorum_proto::kvorum::v1::kvorum_server::KvorumServer;
 use kvorum_proto::kvorum::v1::peer_server::PeerServer;
 use kvorum_proto::raft_pb::raft_service_server::RaftServiceServer;
+use kvorum_proto::v3electionpb::election_server::ElectionServer;
+use kvorum_proto::v3lockpb::lock_server::LockServer;
 use tokio::sync::watch;
 use tonic::{Response, Status};
 
@@ -31,7 +33,8 @@ use crate::rest::RestApi;
 use crate::routes::{Routes, RoutesBuilder};
 use crate::runtime::PeerService;
 use crate::services::{
-    ClusterService, Context, EtcdKv, EtcdLease, EtcdWatch, HealthService, KvorumService, MaintenanceService,
+    ClusterService, Context, ElectionService, EtcdKv, EtcdLease, EtcdWatch, HealthService, KvorumService,
+    LockService, MaintenanceService,
 };
 use crate::watching::WatchHandle;
 
@@ -200,6 +203,8 @@ pub fn add_services(builder: RoutesBuilder, core: &Core, watch: WatchHandle) -> 
     let maintenance = MaintenanceServer::new(MaintenanceService::new(core.clone()));
     let kv_store = KvStoreServer::new(RaftKvStore::new(core.clone()));
     let raft_kv = KvServiceServer::new(RaftKv::new(core.clone()));
+    let lock = LockServer::new(LockService::new(core.clone(), watch.clone()));
+    let election = ElectionServer::new(ElectionService::new(core.clone(), watch.clone()));
     let raft_info = RaftServiceServer::new(RaftKv::new(core.clone()));
     builder
         .grpc(
@@ -213,6 +218,11 @@ pub fn add_services(builder: RoutesBuilder, core: &Core, watch: WatchHandle) -> 
         .grpc(
             LeaseServer::new(EtcdLease::new(core.clone())).max_decoding_message_size(wire_max),
             &["LeaseGrant", "LeaseRevoke"],
+        )
+        .grpc(lock.max_decoding_message_size(wire_max), &["Lock", "Unlock"])
+        .grpc(
+            election.max_decoding_message_size(wire_max),
+            &["Campaign", "Proclaim", "Resign"],
         )
         .grpc(
             KvorumServer::new(KvorumService::new(core.clone())).max_decoding_message_size(wire_max),

@@ -109,6 +109,13 @@ pub enum Method {
     MemberRemove,
     MemberUpdate,
     MemberPromote,
+    Lock,
+    Unlock,
+    Campaign,
+    Proclaim,
+    Leader,
+    Observe,
+    Resign,
     KvPut,
     KvGet,
     KvDelete,
@@ -121,7 +128,7 @@ pub enum Method {
 }
 
 impl Method {
-    const ALL: [(&'static str, &'static str, &'static str); 34] = [
+    const ALL: [(&'static str, &'static str, &'static str); 41] = [
         ("etcdserverpb.KV", "Range", "unary"),
         ("etcdserverpb.KV", "RangeStream", "server_stream"),
         ("etcdserverpb.KV", "Put", "unary"),
@@ -147,6 +154,13 @@ impl Method {
         ("etcdserverpb.Cluster", "MemberRemove", "unary"),
         ("etcdserverpb.Cluster", "MemberUpdate", "unary"),
         ("etcdserverpb.Cluster", "MemberPromote", "unary"),
+        ("v3lockpb.Lock", "Lock", "unary"),
+        ("v3lockpb.Lock", "Unlock", "unary"),
+        ("v3electionpb.Election", "Campaign", "unary"),
+        ("v3electionpb.Election", "Proclaim", "unary"),
+        ("v3electionpb.Election", "Leader", "unary"),
+        ("v3electionpb.Election", "Observe", "server_stream"),
+        ("v3electionpb.Election", "Resign", "unary"),
         ("kv.KVStore", "Put", "unary"),
         ("kv.KVStore", "Get", "unary"),
         ("kv.KVStore", "Delete", "unary"),

@@ -30,9 +30,7 @@ impl Context {
 
     /// From the header of a REST request.
     pub(crate) fn from_headers(headers: &HeaderMap, handle: &ReplicaHandle) -> Result<Context, Status> {
-        let wanted = headers
-            .get("grpc-timeout")
-            .and_then(|timeout| parse_timeout(timeout.as_bytes()));
+        let wanted = timeout_of(headers);
         let session = match headers.get("kvorum-session") {
             Some(session) => Some(parse_session(session.as_bytes()).ok_or_else(bad_session)?),
             None => None,
@@ -99,6 +97,11 @@ fn parse_session(text: &[u8]) -> Option<SessionRef> {
         id: number(id)?,
         seq: number(seq)?,
     })
+}
+
+/// How long the caller waits for its answer, if it says so.
+pub(crate) fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
+    parse_timeout(headers.get("grpc-timeout")?.as_bytes())
 }
 
 /// gRPC's `grpc-timeout`: at most eight digits and a unit. A malformed one counts as none.

@@ -47,7 +47,7 @@ impl EtcdKv {
         }
     }
 
-    async fn delete(
+    pub(super) async fn delete(
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<pb::DeleteRangeResponse, Status> {
@@ -62,7 +62,10 @@ impl EtcdKv {
         }
     }
 
-    async fn read(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+    pub(super) async fn read(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<pb::RangeResponse>, Status> {
         let context = Context::of(&request, &self.0.handle)?;
         let request = request.into_inner();
         let is_local = request.serializable;
@@ -80,7 +83,10 @@ impl EtcdKv {
         Ok(response)
     }
 
-    async fn transact(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
+    pub(super) async fn transact(
+        &self,
+        request: Request<pb::TxnRequest>,
+    ) -> Result<Response<pb::TxnResponse>, Status> {
         let context = Context::of(&request, &self.0.handle)?;
         let request = request.into_inner();
         let is_local = is_serializable(&request);

@@ -63,7 +63,10 @@ impl EtcdLease {
         (hasher.finish() as i64 & i64::MAX).max(1)
     }
 
-    async fn grant(&self, request: Request<pb::LeaseGrantRequest>) -> Result<pb::LeaseGrantResponse, Status> {
+    pub(super) async fn grant(
+        &self,
+        request: Request<pb::LeaseGrantRequest>,
+    ) -> Result<pb::LeaseGrantResponse, Status> {
         let context = Context::of(&request, &self.core.handle)?;
         let pb::LeaseGrantRequest {
             ttl: ttl_s,

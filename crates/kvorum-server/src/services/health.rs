@@ -13,11 +13,13 @@ use crate::api::Core;
 use crate::http::Phase;
 
 /// The services that can be asked for by name.
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 10] = [
     "",
     "etcdserverpb.KV",
     "etcdserverpb.Watch",
     "etcdserverpb.Maintenance",
+    "v3lockpb.Lock",
+    "v3electionpb.Election",
     "kv.KVStore",
     "kv_pb.KVService",
     "raft_pb.RaftService",

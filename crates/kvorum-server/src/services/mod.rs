@@ -4,16 +4,20 @@
 
 mod cluster;
 mod context;
+mod election;
 mod etcd_kv;
 mod etcd_lease;
 mod etcd_watch;
 mod health;
 pub(crate) mod kvorum_v1;
+mod lock;
 mod maintenance;
+mod queue;
 mod snapshot;
 
 pub use cluster::ClusterService;
 pub(crate) use context::Context;
+pub use election::ElectionService;
 pub use etcd_kv::EtcdKv;
 pub(crate) use etcd_kv::unexpected;
 pub use etcd_lease::EtcdLease;
@@ -21,5 +25,6 @@ pub(crate) use etcd_watch::leaderless;
 pub use etcd_watch::{EtcdWatch, WatchStream};
 pub use health::HealthService;
 pub use kvorum_v1::KvorumService;
+pub use lock::LockService;
 pub use maintenance::MaintenanceService;
 pub(crate) use maintenance::storage_version;

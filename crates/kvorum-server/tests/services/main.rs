@@ -11,6 +11,7 @@ mod http_port;
 mod kv_store;
 mod kvorum_v1;
 mod maintenance;
+mod queue;
 mod raft_kv;
 mod replica;
 mod rest;
