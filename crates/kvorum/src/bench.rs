@@ -6,21 +6,26 @@
 mod hpack;
 mod http2;
 mod load;
+mod message;
 mod process;
+mod report;
+mod watch;
 
-use std::io::{self, Write};
+use std::io;
 use std::net::ToSocketAddrs;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use self::http2::{Connection, Handler};
-use self::load::{Call, Figures, KEY_SIZE_MIN, Load, PATHS, Plan, VALUE_HEAD, header_revision};
-use self::process::{Usage, own_cpu, usage};
+use self::load::{Call, Kind, Load, PATHS, Plan};
+use self::message::{KEY_SIZE_MIN, VALUE_HEAD, header_revision};
+use self::process::usage;
+use self::report::{Measured, Measuring, Report};
 use crate::failure::{self, Failure};
-use crate::units::{format_duration, parse_duration, parse_size};
+use crate::units::{parse_duration, parse_size};
 
 /// How long calls may take that are under way when the time is over.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +45,12 @@ enum Mode {
     Mixed,
     /// Transactions of several puts, each of keys in a row
     Txn,
+    /// Reads of several keys in a row
+    Range,
+    /// Grants of leases, and keep-alives of those granted
+    Lease,
+    /// Events at many watchers, while puts go on at a fixed rate
+    Watch,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -87,12 +98,27 @@ pub struct BenchArgs {
     /// How long to run before that
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     warmup: Duration,
-    /// Share of gets in `mixed`, in percent
-    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(1..=99))]
+    /// Share of gets in `mixed`, of keep-alives in `lease`, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     reads: u8,
     /// Puts of one transaction in `txn`
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=128))]
     txn_puts: u64,
+    /// Keys of one read in `range`
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    range_keys: u64,
+    /// Watchers in `watch`, spread over the connections, each connection with one stream
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    watchers: u32,
+    /// Puts a second in `watch`
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: u32,
+    /// In `watch`, each watcher has a prefix of its own, instead of all one key
+    #[arg(long)]
+    distinct: bool,
+    /// In `watch`, this many further watchers of everything that never read what they are sent
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
+    stalled: u16,
     /// Gets see all writes acknowledged before them (the default)
     #[arg(long, conflicts_with = "serializable")]
     linearizable: bool,
@@ -122,29 +148,70 @@ fn parse_value_size(text: &str) -> Result<usize, String> {
     }
 }
 
+impl BenchArgs {
+    fn plan(&self) -> Plan {
+        let (write, read) = match self.mode {
+            Mode::Txn => (Kind::Txn, Kind::Range),
+            Mode::Lease => (Kind::LeaseGrant, Kind::LeaseKeepAlive),
+            Mode::Put | Mode::Get | Mode::Mixed | Mode::Range | Mode::Watch => (Kind::Put, Kind::Range),
+        };
+        Plan {
+            write,
+            read,
+            read_percent: match self.mode {
+                Mode::Put | Mode::Txn | Mode::Watch => 0,
+                Mode::Get | Mode::Range => 100,
+                Mode::Mixed | Mode::Lease => self.reads,
+            },
+            keys_written: if self.mode == Mode::Txn { self.txn_puts } else { 1 },
+            keys_read: if self.mode == Mode::Range {
+                self.range_keys
+            } else {
+                1
+            },
+            key_space: self.key_space,
+            key_size: self.key_size.into(),
+            value_size: self.value_size,
+            sequential: self.keys == Keys::Sequential,
+            serializable: self.serializable,
+            // They end by themselves soon after the run.
+            lease_ttl_s: self.seconds + 120,
+        }
+    }
+
+    fn mode_name(&self) -> String {
+        let value = self.mode.to_possible_value().expect("every mode has a name");
+        value.get_name().to_owned()
+    }
+}
+
 /// Runs the bench.
 pub fn run(args: BenchArgs) -> Result<(), Failure> {
     for pid in &args.pids {
         usage(*pid).ok_or_else(|| Failure::usage(format!("--pids: there is no process {pid}")))?;
     }
-    let plan = Plan {
-        key_space: args.key_space,
-        key_size: args.key_size.into(),
-        value_size: args.value_size,
-        read_percent: match args.mode {
-            Mode::Put | Mode::Txn => 0,
-            Mode::Get => 100,
-            Mode::Mixed => args.reads,
-        },
-        sequential: args.keys == Keys::Sequential,
-        serializable: args.serializable,
-        txn_puts: if args.mode == Mode::Txn { args.txn_puts } else { 0 },
-    };
-    if plan.txn_puts > plan.key_space {
-        return Err(Failure::usage(
-            "--txn-puts is above --key-space: a transaction writes each key once",
-        ));
+    if args.mode == Mode::Watch {
+        return watch::run(&args);
     }
+    let plan = args.plan();
+    for (option, keys) in [
+        ("--txn-puts", plan.keys_written),
+        ("--range-keys", plan.keys_read),
+    ] {
+        if keys > plan.key_space {
+            return Err(Failure::usage(format!(
+                "{option} is above --key-space: a call takes each key once"
+            )));
+        }
+    }
+    let plan_keys = (plan.keys_written, plan.keys_read);
+    let keys_of_call = plan.keys_written.max(plan.keys_read);
+    let (write, read) = match args.mode {
+        Mode::Txn => ("txn", "get"),
+        Mode::Range => ("put", "range"),
+        Mode::Lease => ("lease_grant", "lease_keep_alive"),
+        Mode::Put | Mode::Get | Mode::Mixed | Mode::Watch => ("put", "get"),
+    };
     let mut slots = Vec::new();
     let per_slot = args.in_flight.div_ceil(args.connections.into()) as usize;
     let mut left = args.in_flight as usize;
@@ -164,14 +231,38 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
     let base_revision = current_revision(&args.endpoints[0])?;
     let load = Load::new(plan, base_revision, fastrand::u64(..1 << 31), Instant::now());
     let mut driver = Driver { slots, load };
-    if matches!(args.mode, Mode::Get | Mode::Mixed) && !args.no_fill {
+    if matches!(args.mode, Mode::Get | Mode::Mixed | Mode::Range) && !args.no_fill {
         driver.fill()?;
     }
     let measured = driver.measure(args.warmup, Duration::from_secs(args.seconds), &args.pids);
-    report(&args, &driver.load, &measured)
+    let load = driver.load;
+    let kinds = [(write, &load.writes), (read, &load.reads)];
+    Report {
+        setting: json!({
+            "mode": args.mode_name(),
+            "endpoints": args.endpoints,
+            "connections": args.connections,
+            "in_flight": args.in_flight,
+            "key_space": args.key_space,
+            "key_size": args.key_size,
+            "value_size": args.value_size,
+            "ops_per_call": keys_of_call,
+            "linearizable": !args.serializable,
+        }),
+        kinds: kinds
+            .into_iter()
+            .filter(|(_, figures)| figures.done > 0)
+            .collect(),
+        in_each: (keys_of_call > 1).then_some(("keys", keys_of_call)),
+        ops: load.writes.done * plan_keys.0 + load.reads.done * plan_keys.1,
+        errors: load.errors,
+        error_texts: &load.error_texts,
+        measured: &measured,
+    }
+    .print(args.json)
 }
 
-fn open(endpoint: &str) -> Result<Connection<Call>, Failure> {
+fn open<C>(endpoint: &str) -> Result<Connection<C>, Failure> {
     let host_port = endpoint
         .strip_prefix("http://")
         .unwrap_or(endpoint)
@@ -252,14 +343,6 @@ struct Driver {
     load: Load,
 }
 
-/// What was measured between the two ends.
-struct Measured {
-    elapsed: Duration,
-    client_cpu: Duration,
-    /// For each process: before and after, if it was there.
-    servers: Vec<(u32, Option<(Usage, Usage)>)>,
-}
-
 impl Driver {
     /// Writes every key once.
     fn fill(&mut self) -> Result<(), Failure> {
@@ -279,23 +362,13 @@ impl Driver {
 
     fn measure(&mut self, warmup: Duration, length: Duration, pids: &[u32]) -> Measured {
         self.run_until(Instant::now() + warmup);
-        let before: Vec<Option<Usage>> = pids.iter().map(|pid| usage(*pid)).collect();
-        let (start, cpu) = (Instant::now(), own_cpu());
+        let measuring = Measuring::start(pids);
         self.load.counting = true;
-        self.run_until(start + length);
+        self.run_until(Instant::now() + length);
         self.load.counting = false;
-        let (elapsed, client_cpu) = (start.elapsed(), own_cpu() - cpu);
-        let servers = pids
-            .iter()
-            .zip(before)
-            .map(|(pid, before)| (*pid, before.zip(usage(*pid))))
-            .collect();
+        let measured = measuring.end();
         self.drain();
-        Measured {
-            elapsed,
-            client_cpu,
-            servers,
-        }
+        measured
     }
 
     fn run_until(&mut self, end: Instant) {
@@ -418,123 +491,4 @@ impl Slot {
             }
         }
     }
-}
-
-fn micros(nanos: u64) -> f64 {
-    nanos as f64 / 1000.0
-}
-
-fn per_op(cpu: Duration, ops: u64) -> f64 {
-    cpu.as_secs_f64() * 1e6 / ops.max(1) as f64
-}
-
-fn figures_json(figures: &Figures, elapsed: Duration) -> Value {
-    let at = |quantile: f64| micros(figures.latency.value_at_quantile(quantile));
-    json!({
-        "ops": figures.done,
-        "ops_per_second": figures.done as f64 / elapsed.as_secs_f64(),
-        "latency_us": {
-            "mean": figures.latency.mean() / 1000.0,
-            "p50": at(0.5),
-            "p90": at(0.9),
-            "p99": at(0.99),
-            "p99_9": at(0.999),
-            "max": micros(figures.latency.max()),
-        },
-    })
-}
-
-fn report(args: &BenchArgs, load: &Load, measured: &Measured) -> Result<(), Failure> {
-    let puts_of_call = if args.mode == Mode::Txn { args.txn_puts } else { 1 };
-    let ops = load.puts.done * puts_of_call + load.gets.done;
-    let seconds = measured.elapsed.as_secs_f64();
-    let server = |(pid, usage): &(u32, Option<(Usage, Usage)>)| match usage {
-        Some((before, after)) => {
-            let cpu = after.cpu.saturating_sub(before.cpu);
-            json!({
-                "pid": pid,
-                "cpu_seconds": cpu.as_secs_f64(),
-                "cpu_us_per_op": per_op(cpu, ops),
-                "rss_bytes": after.rss,
-            })
-        }
-        None => json!({"pid": pid, "error": "it ended"}),
-    };
-    let servers: Vec<Value> = measured.servers.iter().map(server).collect();
-    let write = if args.mode == Mode::Txn { "txn" } else { "put" };
-    let kinds: Vec<(&str, &Figures)> = [(write, &load.puts), ("get", &load.gets)]
-        .into_iter()
-        .filter(|(_, figures)| figures.done > 0)
-        .collect();
-    let mut out = crate::verbs::Output::start();
-    if args.json {
-        let mut line = json!({
-            "mode": args.mode.to_possible_value().map(|value| value.get_name().to_owned()),
-            "endpoints": args.endpoints,
-            "connections": args.connections,
-            "in_flight": args.in_flight,
-            "key_space": args.key_space,
-            "key_size": args.key_size,
-            "value_size": args.value_size,
-            "ops_per_call": puts_of_call,
-            "linearizable": !args.serializable,
-            "seconds": seconds,
-            "ops": ops,
-            "ops_per_second": ops as f64 / seconds,
-            "errors": load.errors,
-            "error_texts": load.error_texts,
-            "client_cpu_seconds": measured.client_cpu.as_secs_f64(),
-            "client_cpu_us_per_op": per_op(measured.client_cpu, ops),
-            "servers": servers,
-        });
-        for (kind, figures) in &kinds {
-            line[kind] = figures_json(figures, measured.elapsed);
-        }
-        out.json(&line)?;
-    } else {
-        for (kind, figures) in &kinds {
-            let shown = |nanos: u64| format_duration(Duration::from_micros(nanos.div_ceil(1000)));
-            let at = |quantile: f64| shown(figures.latency.value_at_quantile(quantile));
-            writeln!(
-                out,
-                "{kind}: {:.0}/s  p50 {}  p99 {}  p99.9 {}  max {}  ({} in {seconds:.1} s)",
-                figures.done as f64 / seconds,
-                at(0.5),
-                at(0.99),
-                at(0.999),
-                shown(figures.latency.max()),
-                figures.done,
-            )?;
-        }
-        if args.mode == Mode::Txn {
-            writeln!(out, "puts: {:.0}/s, {puts_of_call} in each", ops as f64 / seconds)?;
-        }
-        let cpu = per_op(measured.client_cpu, ops);
-        writeln!(out, "client: {cpu:.1} us CPU an operation")?;
-        for server in &servers {
-            match server["cpu_us_per_op"].as_f64() {
-                Some(cpu) => writeln!(
-                    out,
-                    "process {}: {cpu:.1} us CPU an operation, {} MiB resident",
-                    server["pid"],
-                    server["rss_bytes"].as_u64().unwrap_or(0) >> 20,
-                )?,
-                None => writeln!(out, "process {}: it ended", server["pid"])?,
-            }
-        }
-        for (text, count) in &load.error_texts {
-            writeln!(out, "error, {count} times: {text}")?;
-        }
-    }
-    out.end()?;
-    if load.errors > 0 {
-        return Err(Failure::error(format!(
-            "{} calls failed or were answered wrongly",
-            load.errors
-        )));
-    }
-    if ops == 0 {
-        return Err(Failure::error("no call was answered in time"));
-    }
-    Ok(())
 }

@@ -1,5 +1,5 @@
-//! One HTTP/2 connection for unary gRPC calls (RFC 9113), as lean as correctness allows: frames are written
-//! into one buffer, sent by one `write` for many calls, and read in place.
+//! One HTTP/2 connection for gRPC calls (RFC 9113), unary or streamed, as lean as correctness allows: frames are
+//! written into one buffer, sent by one `write` for many calls, and read in place.
 //!
 //! It does what a client must: settings and their acknowledgement, pings, flow control in both directions,
 //! continuations, padding, resets and GOAWAY. Its own windows are as large as the protocol allows, so that the
@@ -44,14 +44,18 @@ const PRIORITY: u8 = 0x20;
 
 /// Who is told of answers.
 pub trait Handler<C> {
-    /// The answer's message.
+    /// The answer's message; of a streamed call, one of them.
     fn message(&mut self, call: &mut C, message: &[u8]);
-    /// The call is over; without an error, `message` was called once before.
+    /// The call is over; without an error, `message` was called before: once, if the call is unary.
     fn end(&mut self, call: C, outcome: Result<(), String>);
 }
 
 struct Stream<C> {
     call: C,
+    /// Whether more messages of ours may follow, and more than one answer.
+    streamed: bool,
+    /// Bytes that came since the server was told that there is room again.
+    received: u32,
     /// What of the message did not fit the windows yet.
     unsent: VecDeque<u8>,
     window: i64,
@@ -188,8 +192,25 @@ impl<C> Connection<C> {
         self.socket.as_fd()
     }
 
-    /// Starts a call of `path` with a message of `length` bytes, which `write` appends.
+    /// Starts a unary call of `path` with a message of `length` bytes, which `write` appends.
     pub fn call(&mut self, path: usize, call: C, length: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let id = self.start(path, call, false);
+        self.message(id, length, write);
+    }
+
+    /// Starts a streamed call of `path`; its messages follow by [`send`](Connection::send).
+    pub fn open_stream(&mut self, path: usize, call: C) -> u32 {
+        self.start(path, call, true)
+    }
+
+    /// Sends one more message of a streamed call; one that is over takes no more.
+    pub fn send(&mut self, id: u32, length: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.streams.contains_key(&id) {
+            self.message(id, length, write);
+        }
+    }
+
+    fn start(&mut self, path: usize, call: C, streamed: bool) -> u32 {
         let id = self.next_stream;
         self.next_stream += 2;
         let out = &mut self.out;
@@ -198,8 +219,10 @@ impl<C> Connection<C> {
         self.encoder.request(path, out);
         let block = (out.len() - at - FRAME_HEAD) as u32;
         out[at..at + 3].copy_from_slice(&block.to_be_bytes()[1..]);
-        let mut stream = Stream {
+        let stream = Stream {
             call,
+            streamed,
+            received: 0,
             unsent: VecDeque::new(),
             window: self.stream_window,
             partial: Vec::new(),
@@ -208,10 +231,19 @@ impl<C> Connection<C> {
             message: Vec::new(),
             http_status: false,
         };
+        self.streams.insert(id, stream);
+        id
+    }
+
+    fn message(&mut self, id: u32, length: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let stream = self.streams.get_mut(&id).expect("the callers looked");
+        let out = &mut self.out;
         let body = length + 5;
-        let fits = body as i64 <= self.window.min(stream.window) && body <= self.frame_bytes_max;
+        let fits = stream.unsent.is_empty()
+            && body as i64 <= self.window.min(stream.window)
+            && body <= self.frame_bytes_max;
         if fits {
-            frame(out, body, DATA, END_STREAM, id);
+            frame(out, body, DATA, if stream.streamed { 0 } else { END_STREAM }, id);
         }
         let at = out.len();
         out.push(0);
@@ -221,12 +253,12 @@ impl<C> Connection<C> {
         if fits {
             self.window -= body as i64;
             stream.window -= body as i64;
-            self.streams.insert(id, stream);
             return;
         }
+        if stream.unsent.is_empty() {
+            self.blocked.push(id);
+        }
         stream.unsent.extend(out.drain(at..));
-        self.streams.insert(id, stream);
-        self.blocked.push(id);
         self.send_blocked();
     }
 
@@ -241,7 +273,7 @@ impl<C> Connection<C> {
                 if length == 0 {
                     return true;
                 }
-                let last = length == stream.unsent.len();
+                let last = length == stream.unsent.len() && !stream.streamed;
                 frame(
                     &mut self.out,
                     length,
@@ -346,20 +378,30 @@ impl<C> Connection<C> {
         let Some(stream) = self.streams.get_mut(&id) else {
             return Ok(());
         };
-        if !stream.partial.is_empty() || !is_whole(data) {
-            stream.partial.extend_from_slice(data);
-            if stream.partial.len() > MESSAGE_BYTES_MAX {
-                return Err(broken("an answer is too long"));
-            }
-            if is_whole(&stream.partial) {
-                let message = std::mem::take(&mut stream.partial);
-                stream.answered = true;
-                handler.message(&mut stream.call, &message[5..]);
-            }
-        } else if !stream.answered {
-            stream.answered = true;
-            handler.message(&mut stream.call, &data[5..]);
+        stream.received += payload.len() as u32;
+        if stream.streamed && stream.received >= WINDOW_MAX / 2 {
+            frame(&mut self.out, 4, WINDOW_UPDATE, 0, id);
+            self.out.extend_from_slice(&stream.received.to_be_bytes());
+            stream.received = 0;
         }
+        let joined;
+        let mut rest = data;
+        if !stream.partial.is_empty() {
+            stream.partial.extend_from_slice(data);
+            joined = std::mem::take(&mut stream.partial);
+            rest = &joined;
+        }
+        while let Some((message, after)) = split_message(rest) {
+            if stream.streamed || !stream.answered {
+                stream.answered = true;
+                handler.message(&mut stream.call, message);
+            }
+            rest = after;
+        }
+        if rest.len() > MESSAGE_BYTES_MAX {
+            return Err(broken("an answer is too long"));
+        }
+        stream.partial.extend_from_slice(rest);
         if flags & END_STREAM != 0 {
             self.finish(id, handler);
         }
@@ -529,9 +571,10 @@ fn percent_decoded(text: &[u8]) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-/// Whether these bytes are exactly one gRPC message or more: prefix, and as many bytes as it says.
-fn is_whole(data: &[u8]) -> bool {
-    data.len() >= 5 && data.len() - 5 >= word(&data[1..]) as usize
+/// The gRPC message at the beginning, if all of it is there, and what follows it.
+fn split_message(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = word(data.get(1..5)?) as usize;
+    data[5..].split_at_checked(length)
 }
 
 /// A frame's content without padding and without `skip` bytes of priority.
@@ -570,9 +613,10 @@ mod tests {
 
     #[test]
     fn messages_are_recognised_when_whole() {
-        assert!(is_whole(&[0, 0, 0, 0, 2, 1, 1]));
-        assert!(is_whole(&[0, 0, 0, 0, 0]));
-        assert!(!is_whole(&[0, 0, 0, 0, 2, 1]));
-        assert!(!is_whole(&[0, 0, 0]));
+        let (one, rest) = split_message(&[0, 0, 0, 0, 2, 7, 8, 0, 0]).expect("one is whole");
+        assert_eq!((one, rest), (&[7, 8][..], &[0, 0][..]));
+        assert_eq!(split_message(&[0, 0, 0, 0, 0]), Some((&[][..], &[][..])));
+        assert_eq!(split_message(&[0, 0, 0, 0, 2, 1]), None);
+        assert_eq!(split_message(&[0, 0, 0]), None);
     }
 }

@@ -3,57 +3,86 @@
 //! A value is made from its key and a sequence number, both of which stand in it, so that every value read can
 //! be checked in full without remembering what was written. A put must get a revision that no other put got and
 //! that is above every revision acknowledged before it was sent; a linearizable get must not return a record older
-//! than the newest one acknowledged for its key before it was sent.
+//! than the newest one acknowledged for its key before it was sent. No lease is granted twice, and one that is kept
+//! alive has its whole time again.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
 use super::http2::{Connection, Handler};
+use super::message::{
+    Field, Fields, header_revision, is_value, push_key, push_value, push_varint, varint_field, varint_length,
+};
 
 /// The methods called, by their numbers below.
-pub const PATHS: [&str; 3] = [
+pub const PATHS: [&str; 6] = [
     "/etcdserverpb.KV/Put",
     "/etcdserverpb.KV/Range",
     "/etcdserverpb.KV/Txn",
+    "/etcdserverpb.Lease/LeaseGrant",
+    "/etcdserverpb.Lease/LeaseKeepAlive",
+    "/etcdserverpb.Watch/Watch",
 ];
-const PUT: usize = 0;
+pub const PUT: usize = 0;
 const RANGE: usize = 1;
 const TXN: usize = 2;
+const LEASE_GRANT: usize = 3;
+const LEASE_KEEP_ALIVE: usize = 4;
+pub const WATCH: usize = 5;
 
-/// Bytes of a value that hold its key's number and its sequence number.
-pub const VALUE_HEAD: usize = 16;
 /// Revisions by which one answer may be ahead of the first: beyond, it is not believed.
 const REVISIONS_MAX: u64 = 1 << 36;
 /// Different error texts that are kept.
 const ERROR_TEXTS_MAX: usize = 16;
 
+/// A kind of call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Put,
+    /// A transaction of puts
+    Txn,
+    /// A read of keys in a row
+    Range,
+    LeaseGrant,
+    LeaseKeepAlive,
+}
+
 /// What is asked.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// What goes through the log.
+    pub write: Kind,
+    /// What does not.
+    pub read: Kind,
+    /// Share of reads, 0 to 100.
+    pub read_percent: u8,
+    /// Keys in a row that one call writes.
+    pub keys_written: u64,
+    /// Keys in a row that one call reads.
+    pub keys_read: u64,
     /// Keys that there are.
     pub key_space: u64,
     /// Bytes of a key.
     pub key_size: usize,
     /// Bytes of a value.
     pub value_size: usize,
-    /// Share of gets, 0 to 100.
-    pub read_percent: u8,
     /// One key after another, instead of at random.
     pub sequential: bool,
     /// Local reads.
     pub serializable: bool,
-    /// Puts of one transaction, of keys in a row; 0: single puts.
-    pub txn_puts: u64,
+    /// Time of the leases that are granted, in seconds.
+    pub lease_ttl_s: u64,
 }
 
 /// One call under way.
 #[derive(Debug)]
 pub struct Call {
-    put: bool,
+    kind: Kind,
+    /// The first key's number; of a keep-alive, the lease.
     key: u64,
-    /// How many keys it writes, from `key` on.
+    /// How many keys it writes or reads, from `key` on.
     keys: u64,
     sent: Instant,
     /// The least revision that the answer may have.
@@ -65,7 +94,7 @@ impl Call {
     /// A read that nobody checks.
     pub fn probe(now: Instant) -> Self {
         Call {
-            put: false,
+            kind: Kind::Range,
             key: 0,
             keys: 0,
             sent: now,
@@ -84,9 +113,16 @@ pub struct Figures {
 }
 
 impl Figures {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let latency = Histogram::new_with_bounds(1, 600_000_000_000, 3).expect("the bounds are legal");
         Figures { done: 0, latency }
+    }
+
+    /// Counts an operation that took this long.
+    pub fn record(&mut self, latency: Duration) {
+        self.done += 1;
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        self.latency.saturating_record(nanos.max(1));
     }
 }
 
@@ -104,73 +140,20 @@ pub struct Load {
     /// For each key, the highest revision acknowledged for it.
     floors: Vec<i64>,
     base_revision: i64,
+    /// The leases that were granted.
+    leases: Vec<u64>,
     /// One bit for each revision above the base that some put got.
     seen: Vec<u64>,
     /// Whether answers count.
     pub counting: bool,
-    pub puts: Figures,
-    pub gets: Figures,
+    pub writes: Figures,
+    pub reads: Figures,
     /// Calls that failed or were answered wrongly, counted or not.
     pub errors: u64,
     /// What was wrong, and how often.
     pub error_texts: BTreeMap<String, u64>,
     /// Calls under way.
     pub in_flight: u64,
-}
-
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
-/// The bytes of a value behind its head.
-fn fill(key: u64, sequence: u64) -> impl Iterator<Item = [u8; 8]> {
-    let mut state = key.rotate_left(32) ^ sequence;
-    std::iter::repeat_with(move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(state).to_le_bytes()
-    })
-}
-
-fn push_value(out: &mut Vec<u8>, key: u64, sequence: u64, size: usize) {
-    let end = out.len() + size;
-    out.extend_from_slice(&key.to_le_bytes());
-    out.extend_from_slice(&sequence.to_le_bytes());
-    let mut fill = fill(key, sequence);
-    while out.len() < end {
-        out.extend_from_slice(&fill.next().expect("it is endless"));
-    }
-    out.truncate(end);
-}
-
-/// Whether a value is one that was made for this key.
-fn is_value(value: &[u8], key: u64, size: usize) -> bool {
-    let Some((head, rest)) = value.split_at_checked(VALUE_HEAD) else {
-        return false;
-    };
-    let number = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
-    value.len() == size
-        && number(0) == key
-        && rest
-            .chunks(8)
-            .zip(fill(key, number(8)))
-            .all(|(found, made)| found == &made[..found.len()])
-}
-
-const KEY_PREFIX: &[u8] = b"bench/";
-/// Shortest key: the prefix and as many digits as any number of keys takes.
-pub const KEY_SIZE_MIN: usize = 20;
-
-fn push_key(out: &mut Vec<u8>, key: u64, size: usize) {
-    let start = out.len();
-    out.extend_from_slice(KEY_PREFIX);
-    out.resize(start + size, b'0');
-    let mut rest = key;
-    for digit in out[start + KEY_PREFIX.len()..].iter_mut().rev() {
-        *digit = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
 }
 
 /// A `PutRequest`.
@@ -181,18 +164,6 @@ fn push_put(out: &mut Vec<u8>, plan: &Plan, key: u64, sequence: u64) {
     out.push(0x12);
     push_varint(out, plan.value_size as u64);
     push_value(out, key, sequence, plan.value_size);
-}
-
-fn varint_length(value: u64) -> usize {
-    (70 - (value | 1).leading_zeros() as usize) / 7
-}
-
-fn push_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
 }
 
 impl Load {
@@ -207,10 +178,11 @@ impl Load {
             acknowledged: base_revision,
             floors: vec![0; usize::try_from(plan.key_space).expect("the key space was checked")],
             base_revision,
+            leases: Vec::new(),
             seen: Vec::new(),
             counting: false,
-            puts: Figures::new(),
-            gets: Figures::new(),
+            writes: Figures::new(),
+            reads: Figures::new(),
             errors: 0,
             error_texts: BTreeMap::new(),
             in_flight: 0,
@@ -227,12 +199,17 @@ impl Load {
             }
             false => self.random.u64(..self.plan.key_space),
         };
-        match self.plan.read_percent {
-            0 if self.plan.txn_puts > 0 => self.txn(connection, key),
-            0 => self.put(connection, key),
-            100 => self.get(connection, key),
-            percent if self.random.u8(..100) < percent => self.get(connection, key),
-            _ => self.put(connection, key),
+        let kind = match self.plan.read_percent {
+            0 => self.plan.write,
+            percent if percent == 100 || self.random.u8(..100) < percent => self.plan.read,
+            _ => self.plan.write,
+        };
+        match kind {
+            Kind::Put => self.put(connection, key),
+            Kind::Txn => self.txn(connection, key),
+            Kind::Range => self.range(connection, key),
+            Kind::LeaseKeepAlive if !self.leases.is_empty() => self.lease_keep_alive(connection),
+            Kind::LeaseGrant | Kind::LeaseKeepAlive => self.lease_grant(connection),
         }
     }
 
@@ -253,22 +230,23 @@ impl Load {
         2 + sizes + key_size + value_size
     }
 
-    /// A call that writes keys from this one on.
-    fn write(&mut self, key: u64, keys: u64) -> Call {
+    /// A call that begins now.
+    fn begin(&mut self, kind: Kind, key: u64, keys: u64, floor: i64) -> Call {
         self.in_flight += 1;
         Call {
-            put: true,
+            kind,
             key,
             keys,
             sent: self.now,
-            floor: self.acknowledged + 1,
+            floor,
             complaint: None,
         }
     }
 
     fn put(&mut self, connection: &mut Connection<Call>, key: u64) {
         self.sequence += 1;
-        let (length, call) = (self.put_length(), self.write(key, 1));
+        let length = self.put_length();
+        let call = self.begin(Kind::Put, key, 1, self.acknowledged + 1);
         connection.call(PUT, call, length, |out| {
             push_put(out, &self.plan, key, self.sequence)
         });
@@ -276,8 +254,9 @@ impl Load {
 
     /// `TxnRequest { success: [RequestOp { request_put }, …] }`
     fn txn(&mut self, connection: &mut Connection<Call>, key: u64) {
-        let puts = self.plan.txn_puts;
-        let (put_length, call) = (self.put_length(), self.write(key, puts));
+        let puts = self.plan.keys_written;
+        let put_length = self.put_length();
+        let call = self.begin(Kind::Txn, key, puts, self.acknowledged + 1);
         let op_length = 1 + varint_length(put_length as u64) + put_length;
         let length = puts as usize * (1 + varint_length(op_length as u64) + op_length);
         connection.call(TXN, call, length, |out| {
@@ -292,30 +271,53 @@ impl Load {
         });
     }
 
-    fn get(&mut self, connection: &mut Connection<Call>, key: u64) {
-        self.in_flight += 1;
+    /// `RangeRequest` of one key, or of several in a row that there are.
+    fn range(&mut self, connection: &mut Connection<Call>, key: u64) {
+        let keys = self.plan.keys_read;
+        let key = key.min(self.plan.key_space - keys);
         let (key_size, serializable) = (self.plan.key_size, self.plan.serializable);
-        let length = 1 + varint_length(key_size as u64) + key_size + if serializable { 2 } else { 0 };
+        let key_length = 1 + varint_length(key_size as u64) + key_size;
+        let length = key_length * if keys > 1 { 2 } else { 1 } + if serializable { 2 } else { 0 };
         let floor = if serializable {
             0
         } else {
-            self.floors[key as usize]
+            let floors = &self.floors[key as usize..(key + keys) as usize];
+            floors.iter().copied().max().unwrap_or(0)
         };
-        let call = Call {
-            put: false,
-            key,
-            keys: 1,
-            sent: self.now,
-            floor,
-            complaint: None,
-        };
+        let call = self.begin(Kind::Range, key, keys, floor);
         connection.call(RANGE, call, length, |out| {
-            out.push(0x0a);
-            push_varint(out, key_size as u64);
-            push_key(out, key, key_size);
+            let mut push_field = |tag, key| {
+                out.push(tag);
+                push_varint(out, key_size as u64);
+                push_key(out, key, key_size);
+            };
+            push_field(0x0a, key);
+            if keys > 1 {
+                push_field(0x12, key + keys);
+            }
             if serializable {
                 out.extend_from_slice(&[0x38, 1]);
             }
+        });
+    }
+
+    /// `LeaseGrantRequest { TTL }`; the server chooses the ID.
+    fn lease_grant(&mut self, connection: &mut Connection<Call>) {
+        let ttl_s = self.plan.lease_ttl_s;
+        let call = self.begin(Kind::LeaseGrant, 0, 0, 0);
+        connection.call(LEASE_GRANT, call, 1 + varint_length(ttl_s), |out| {
+            out.push(0x08);
+            push_varint(out, ttl_s);
+        });
+    }
+
+    /// `LeaseKeepAliveRequest { ID }` of any lease granted, on a stream of its own.
+    fn lease_keep_alive(&mut self, connection: &mut Connection<Call>) {
+        let lease = self.leases[self.random.usize(..self.leases.len())];
+        let call = self.begin(Kind::LeaseKeepAlive, lease, 0, 0);
+        connection.call(LEASE_KEEP_ALIVE, call, 1 + varint_length(lease), |out| {
+            out.push(0x08);
+            push_varint(out, lease);
         });
     }
 
@@ -358,27 +360,54 @@ impl Load {
         }
     }
 
-    fn check_get(&self, call: &Call, message: &[u8]) -> Result<(), String> {
+    fn check_range(&self, call: &Call, message: &[u8]) -> Result<(), String> {
         let (mut records, mut revision) = (0, 0);
         for (number, field) in Fields(message) {
             match (number, field?) {
                 (1, Field::Bytes(header)) => revision = varint_field(header, 3)?,
                 (2, Field::Bytes(record)) => {
+                    self.check_record(call, call.key + records, record)?;
                     records += 1;
-                    self.check_record(call, record)?;
                 }
                 _ => {}
             }
         }
         match records {
-            1 if revision > 0 => Ok(()),
-            1 => Err("a get was answered without a revision".to_owned()),
             0 => Err("a get found no record of a key that was written".to_owned()),
-            _ => Err("a get of one key found several records".to_owned()),
+            records if records < call.keys => Err(format!("a range found {records} of {} keys", call.keys)),
+            _ if revision <= 0 => Err("a get was answered without a revision".to_owned()),
+            _ if revision < call.floor => Err(format!(
+                "a stale read: a range at revision {revision} after {} was acknowledged for one of its keys",
+                call.floor
+            )),
+            _ => Ok(()),
         }
     }
 
-    fn check_record(&self, call: &Call, record: &[u8]) -> Result<(), String> {
+    fn check_lease_grant(&mut self, message: &[u8]) -> Result<(), String> {
+        let (lease, ttl) = (varint_field(message, 2)?, varint_field(message, 3)?);
+        if lease <= 0 || (ttl as u64) < self.plan.lease_ttl_s {
+            return Err(format!(
+                "lease {lease} was granted for {ttl} s instead of {} s",
+                self.plan.lease_ttl_s
+            ));
+        }
+        self.leases.push(lease as u64);
+        Ok(())
+    }
+
+    fn check_lease_keep_alive(&self, call: &Call, message: &[u8]) -> Result<(), String> {
+        let (lease, ttl) = (varint_field(message, 2)?, varint_field(message, 3)?);
+        if lease as u64 != call.key || (ttl as u64) < self.plan.lease_ttl_s {
+            return Err(format!(
+                "lease {} was kept alive, and the answer is of lease {lease} with {ttl} s of {} s",
+                call.key, self.plan.lease_ttl_s
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_record(&self, call: &Call, number: u64, record: &[u8]) -> Result<(), String> {
         let (mut key, mut value, mut mod_revision) = (&[][..], &[][..], 0);
         for (number, field) in Fields(record) {
             match (number, field?) {
@@ -389,14 +418,14 @@ impl Load {
             }
         }
         let mut expected = Vec::with_capacity(self.plan.key_size);
-        push_key(&mut expected, call.key, self.plan.key_size);
+        push_key(&mut expected, number, self.plan.key_size);
         if key != expected {
             return Err("a get returned another key".to_owned());
         }
-        if !is_value(value, call.key, self.plan.value_size) {
+        if !is_value(value, number, self.plan.value_size) {
             return Err("a get returned a value that was never written to its key".to_owned());
         }
-        if mod_revision < call.floor {
+        if call.keys == 1 && mod_revision < call.floor {
             return Err(format!(
                 "a stale read: a get returned revision {mod_revision} of a key whose revision {} was acknowledged \
                  before",
@@ -417,12 +446,12 @@ impl Load {
 
 impl Handler<Call> for Load {
     fn message(&mut self, call: &mut Call, message: &[u8]) {
-        let checked = match call.put {
-            true if self.plan.txn_puts > 0 && call.keys == self.plan.txn_puts => {
-                self.check_txn(call, message)
-            }
-            true => self.check_put(call, message),
-            false => self.check_get(call, message),
+        let checked = match call.kind {
+            Kind::Put => self.check_put(call, message),
+            Kind::Txn => self.check_txn(call, message),
+            Kind::Range => self.check_range(call, message),
+            Kind::LeaseGrant => self.check_lease_grant(message),
+            Kind::LeaseKeepAlive => self.check_lease_keep_alive(call, message),
         };
         call.complaint = checked.err();
     }
@@ -431,99 +460,15 @@ impl Handler<Call> for Load {
         self.in_flight -= 1;
         match outcome.and_then(|()| call.complaint.map_or(Ok(()), Err)) {
             Ok(()) if self.counting => {
-                let figures = if call.put { &mut self.puts } else { &mut self.gets };
-                figures.done += 1;
-                let nanos = self.now.saturating_duration_since(call.sent).as_nanos();
-                figures
-                    .latency
-                    .saturating_record(u64::try_from(nanos).unwrap_or(u64::MAX).max(1));
+                let figures = match call.kind {
+                    Kind::Put | Kind::Txn | Kind::LeaseGrant => &mut self.writes,
+                    Kind::Range | Kind::LeaseKeepAlive => &mut self.reads,
+                };
+                figures.record(self.now.saturating_duration_since(call.sent));
             }
             Ok(()) => {}
             Err(text) => self.fail(text),
         }
-    }
-}
-
-/// The revision in the header of any answer.
-pub fn header_revision(message: &[u8]) -> Result<i64, String> {
-    for (number, field) in Fields(message) {
-        if let (1, Field::Bytes(header)) = (number, field?) {
-            return varint_field(header, 3);
-        }
-    }
-    Err("an answer without a header".to_owned())
-}
-
-fn varint_field(message: &[u8], wanted: u64) -> Result<i64, String> {
-    for (number, field) in Fields(message) {
-        match field? {
-            Field::Varint(value) if number == wanted => return Ok(value as i64),
-            _ => {}
-        }
-    }
-    Ok(0)
-}
-
-enum Field<'a> {
-    Varint(u64),
-    Bytes(&'a [u8]),
-    /// Of a fixed size; none that matters here.
-    Fixed,
-}
-
-/// The fields of a protobuf message. Ends after the first malformed one.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = (u64, Result<Field<'a>, String>);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let field = self.field();
-        if field.is_none() {
-            self.0 = &[];
-        }
-        let (number, field) = field.map_or((0, Err("a malformed answer".to_owned())), |(n, field)| {
-            (n, Ok(field))
-        });
-        Some((number, field))
-    }
-}
-
-impl<'a> Fields<'a> {
-    fn field(&mut self) -> Option<(u64, Field<'a>)> {
-        let tag = self.varint()?;
-        let field = match tag & 7 {
-            0 => Field::Varint(self.varint()?),
-            1 => self.take(8).map(|_| Field::Fixed)?,
-            2 => {
-                let length = usize::try_from(self.varint()?).ok()?;
-                Field::Bytes(self.take(length)?)
-            }
-            5 => self.take(4).map(|_| Field::Fixed)?,
-            _ => return None,
-        };
-        Some((tag >> 3, field))
-    }
-
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0u64;
-        for (at, byte) in self.0.iter().take(10).enumerate() {
-            value |= u64::from(byte & 0x7f) << (7 * at).min(63);
-            if byte & 0x80 == 0 {
-                self.0 = &self.0[at + 1..];
-                return Some(value);
-            }
-        }
-        None
-    }
-
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (bytes, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
-        Some(bytes)
     }
 }
 
@@ -534,20 +479,24 @@ mod tests {
 
     fn load(serializable: bool) -> Load {
         let plan = Plan {
+            write: Kind::Put,
+            read: Kind::Range,
+            read_percent: 50,
+            keys_written: 1,
+            keys_read: 1,
             key_space: 10,
             key_size: 32,
             value_size: 50,
-            read_percent: 50,
             sequential: false,
             serializable,
-            txn_puts: 0,
+            lease_ttl_s: 100,
         };
         Load::new(plan, 100, 7, Instant::now())
     }
 
-    fn call(put: bool, key: u64, floor: i64) -> Call {
+    fn call(kind: Kind, key: u64, floor: i64) -> Call {
         Call {
-            put,
+            kind,
             key,
             keys: 1,
             sent: Instant::now(),
@@ -583,56 +532,30 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_values_are_made_and_recognised() {
-        let mut key = Vec::new();
-        push_key(&mut key, 1234, 32);
-        assert_eq!(key, b"bench/00000000000000000000001234");
-        for size in [16, 17, 24, 50, 256] {
-            let mut value = Vec::new();
-            push_value(&mut value, 5, 9, size);
-            assert!(is_value(&value, 5, size));
-            assert!(!is_value(&value, 6, size));
-            assert!(!is_value(&value, 5, size + 1));
-            if size > VALUE_HEAD {
-                *value.last_mut().unwrap() ^= 1;
-                assert!(!is_value(&value, 5, size));
-            }
-        }
-        for (value, length) in [
-            (0, 1),
-            (127, 1),
-            (128, 2),
-            (16_383, 2),
-            (16_384, 3),
-            (u64::MAX, 10),
-        ] {
-            let mut out = Vec::new();
-            push_varint(&mut out, value);
-            assert_eq!((varint_length(value), out.len()), (length, length));
-        }
-    }
-
-    #[test]
     fn puts_must_get_new_and_rising_revisions() {
         let mut load = load(false);
-        load.check_put(&call(true, 1, 101), &header(103)).unwrap();
-        load.check_put(&call(true, 2, 101), &header(102)).unwrap();
-        let twice = load.check_put(&call(true, 3, 101), &header(103)).unwrap_err();
+        load.check_put(&call(Kind::Put, 1, 101), &header(103)).unwrap();
+        load.check_put(&call(Kind::Put, 2, 101), &header(102)).unwrap();
+        let twice = load
+            .check_put(&call(Kind::Put, 3, 101), &header(103))
+            .unwrap_err();
         assert!(twice.contains("two puts got revision 103"), "{twice}");
-        let late = load.check_put(&call(true, 3, 104), &header(101)).unwrap_err();
+        let late = load
+            .check_put(&call(Kind::Put, 3, 104), &header(101))
+            .unwrap_err();
         assert!(late.contains("after 103 was acknowledged"), "{late}");
         assert!(
-            load.check_put(&call(true, 3, 101), &header(1 << 60))
+            load.check_put(&call(Kind::Put, 3, 101), &header(1 << 60))
                 .unwrap_err()
                 .contains("far ahead")
         );
         assert!(
-            load.check_put(&call(true, 3, 101), b"")
+            load.check_put(&call(Kind::Put, 3, 101), b"")
                 .unwrap_err()
                 .contains("without a header")
         );
         assert!(
-            load.check_put(&call(true, 3, 101), &[0x0a, 0x7f])
+            load.check_put(&call(Kind::Put, 3, 101), &[0x0a, 0x7f])
                 .unwrap_err()
                 .contains("malformed")
         );
@@ -642,10 +565,9 @@ mod tests {
     #[test]
     fn a_transaction_must_have_written_all_its_keys() {
         let mut load = load(false);
-        load.plan.txn_puts = 4;
         let txn = Call {
             keys: 4,
-            ..call(true, 8, 101)
+            ..call(Kind::Put, 8, 101)
         };
         let failed = load.check_txn(&txn, &header(105)).unwrap_err();
         assert!(failed.contains("did not succeed"), "{failed}");
@@ -658,9 +580,10 @@ mod tests {
     #[test]
     fn gets_must_return_what_was_written_and_nothing_stale() {
         let load = load(false);
-        load.check_get(&call(false, 4, 110), &answer(4, 4, 110)).unwrap();
+        load.check_range(&call(Kind::Range, 4, 110), &answer(4, 4, 110))
+            .unwrap();
         let check = |message: &[u8], expected: &str| {
-            let error = load.check_get(&call(false, 4, 110), message).unwrap_err();
+            let error = load.check_range(&call(Kind::Range, 4, 110), message).unwrap_err();
             assert!(error.contains(expected), "{error}");
         };
         check(&answer(4, 4, 109), "a stale read");
@@ -670,5 +593,43 @@ mod tests {
         check(&[0x12, 0x7f, 0], "malformed");
         let twice = [answer(4, 4, 110), delimited(2, b"")].concat();
         check(&twice, "another key");
+    }
+
+    #[test]
+    fn ranges_must_return_all_their_keys_of_one_fresh_revision() {
+        let load = load(false);
+        let three = Call {
+            keys: 3,
+            ..call(Kind::Range, 4, 110)
+        };
+        let record = |key, revision| answer(key, key, revision);
+        let whole = [record(4, 90), record(5, 100), record(6, 110)].concat();
+        load.check_range(&three, &whole).unwrap();
+        let check = |message: &[u8], expected: &str| {
+            let error = load.check_range(&three, message).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        };
+        check(&[record(4, 110), record(5, 110)].concat(), "found 2 of 3 keys");
+        check(&[record(4, 110), record(6, 110)].concat(), "another key");
+        check(
+            &[record(4, 90), record(5, 90), record(6, 90)].concat(),
+            "a stale read",
+        );
+    }
+
+    #[test]
+    fn leases_must_be_granted_and_kept_alive_for_their_whole_time() {
+        let mut load = load(false);
+        let lease = |id: u8, ttl: u8| [header(7), vec![0x10, id, 0x18, ttl]].concat();
+        load.check_lease_grant(&lease(9, 100)).unwrap();
+        assert_eq!(load.leases, [9]);
+        for (id, ttl) in [(0, 100), (9, 5)] {
+            assert!(load.check_lease_grant(&lease(id, ttl)).is_err());
+        }
+        let call = call(Kind::LeaseKeepAlive, 9, 0);
+        load.check_lease_keep_alive(&call, &lease(9, 100)).unwrap();
+        for (id, ttl) in [(8, 100), (9, 0)] {
+            assert!(load.check_lease_keep_alive(&call, &lease(id, ttl)).is_err());
+        }
     }
 }
