@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kvorum_model::{MemberRecord, Revision};
 use kvorum_mvcc::{ClusterState, LeaseChange, LeaseRecord};
-use kvorum_raft::{Entry, Index, LogId, MemberId, Message, Micros, Persist, Seq, SnapshotMeta};
+use kvorum_raft::{Entry, Index, LogId, MemberId, Message, Micros, Persist, Seq, SnapshotMeta, Token};
 
 use crate::wire::PeerMessage;
 
@@ -289,8 +289,16 @@ pub enum Input {
         /// The state machine after it.
         report: ApplyReport,
     },
-    /// The connection to this peer broke.
-    Unreachable(MemberId),
+    /// The connection to this peer broke, or there was none for what was to be sent.
+    Unreachable {
+        /// The peer.
+        peer: MemberId,
+        /// The number of the last forward that was handed to a connection which broke; 0: none was. It and those
+        /// before it may have arrived, or may arrive yet.
+        handed: Token,
+        /// Forwards that never were handed to a connection, nor will be.
+        unsent: Vec<Token>,
+    },
     /// Whether the log can still claim space for entries that need it.
     Space {
         /// No space is left.

@@ -217,8 +217,9 @@ impl Node {
                 self.installs.installed(report.applied, self.issued);
                 self.reached(context, report);
             }
-            Input::Unreachable(peer) => {
-                self.forwards_lost(context, peer);
+            Input::Unreachable { peer, handed, unsent } => {
+                self.forwards_unsent(context, &unsent);
+                self.forwards_lost(context, peer, handed);
                 self.lease_calls_lost(peer);
                 self.step_raft(context, kvorum_raft::Input::Unreachable(peer));
             }
@@ -319,8 +320,9 @@ impl Node {
     }
 
     fn sweep(&mut self, context: &mut Context<'_>) {
-        self.release_held(context);
+        // In this order: what is held because the known leader cannot be reached must not be tried again for ever.
         self.expire_held(context);
+        self.release_held(context);
         self.expire_forwards(context);
         self.refresh_reads(context);
         self.refresh_leases(context);

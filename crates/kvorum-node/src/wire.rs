@@ -4,7 +4,7 @@
 //! version or kind is refused with a message that says so. Decoders take untrusted bytes.
 
 use bytes::{Buf, Bytes};
-use kvorum_raft::{Index, MemberId, Message, MessageBody, Micros, Term};
+use kvorum_raft::{Index, MemberId, Message, MessageBody, Micros, Term, Token};
 
 use crate::interface::{LeaseAnswer, LeaseAsk};
 
@@ -129,6 +129,14 @@ pub enum WireError {
 }
 
 impl PeerMessage {
+    /// The sender's number for the batch, if it is a forward.
+    pub fn forward(&self) -> Option<Token> {
+        match self.body {
+            PeerBody::Forward { id, .. } => Some(id),
+            _ => None,
+        }
+    }
+
     /// The connection it takes.
     pub fn lane(&self) -> Lane {
         match &self.body {

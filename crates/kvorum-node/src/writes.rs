@@ -1,6 +1,7 @@
 //! Writes on their way into the log: proposed here, or forwarded to the leader, and what became of them.
 //!
-//! - A write is forwarded once, and again only if the receiver said that it was not appended.
+//! - A write is forwarded once, and again only if it was certainly not appended: its receiver said so, or it never
+//!   left this member, as there was no connection to the receiver.
 //! - Batches build themselves: while the log is busy with earlier batches, writes gather, and everything that
 //!   gathered becomes one batch, one log write, one append to each peer. There is no timer.
 //! - A write that was appended is answered by this member's own apply; this room only tells the callers of
@@ -10,6 +11,7 @@
 //! - While no leader is known, writes are held, within their deadlines and a bound.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeBounds;
 
 use bytes::Bytes;
 use kvorum_model::Envelope;
@@ -301,27 +303,47 @@ impl Node {
             let seqs = proposals.iter().map(|proposal| proposal.seq).collect();
             return context.fail(seqs, failure(why));
         }
-        if self.raft.leader() == from {
-            // It knows better than we do; ask again when the news has reached us.
+        self.propose_elsewhere(context, from, proposals);
+    }
+
+    /// What `member` certainly did not append.
+    fn propose_elsewhere(&mut self, context: &mut Context<'_>, member: MemberId, proposals: Vec<Proposal>) {
+        if self.raft.leader() == member {
+            // It does not lead any more, or cannot be reached: held until this member hears of it, or reaches it.
             self.hold(context, proposals);
         } else {
             self.propose(context, proposals);
         }
     }
 
-    /// The connection to `leader` broke: what was forwarded to it and not answered may be in its log.
-    pub(crate) fn forwards_lost(&mut self, context: &mut Context<'_>, leader: MemberId) {
-        self.fail_forwards(context, |batch| batch.leader == leader);
+    /// Forwards that never left this member: nobody appended them, nor will.
+    pub(crate) fn forwards_unsent(&mut self, context: &mut Context<'_>, ids: &[Token]) {
+        for id in ids {
+            if let Some(batch) = self.writes.forwarded.remove(id) {
+                self.propose_elsewhere(context, batch.leader, batch.proposals);
+            }
+        }
+    }
+
+    /// A connection to `leader` broke: what was `handed` to it and not answered may be in the leader's log. Later
+    /// forwards wait for the next connection, or are told unsent.
+    pub(crate) fn forwards_lost(&mut self, context: &mut Context<'_>, leader: MemberId, handed: Token) {
+        self.fail_forwards(context, ..=handed, |batch| batch.leader == leader);
     }
 
     /// A forward is answered within a round trip; one that was not for so long will not be.
     pub(crate) fn expire_forwards(&mut self, context: &mut Context<'_>) {
         let (now, patience) = (context.now, 2 * self.options.raft.election_timeout);
-        self.fail_forwards(context, |batch| batch.sent_at + patience < now);
+        self.fail_forwards(context, .., |batch| batch.sent_at + patience < now);
     }
 
-    fn fail_forwards(&mut self, context: &mut Context<'_>, lost: impl Fn(&Forwarded) -> bool) {
-        for (_, batch) in self.writes.forwarded.extract_if(.., |_, batch| lost(batch)) {
+    fn fail_forwards(
+        &mut self,
+        context: &mut Context<'_>,
+        ids: impl RangeBounds<Token>,
+        lost: impl Fn(&Forwarded) -> bool,
+    ) {
+        for (_, batch) in self.writes.forwarded.extract_if(ids, |_, batch| lost(batch)) {
             let seqs = batch.proposals.iter().map(|proposal| proposal.seq).collect();
             context.fail(seqs, WriteFailure::LeaderLost);
         }

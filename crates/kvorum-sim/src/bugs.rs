@@ -28,6 +28,8 @@ pub enum Bug {
     RestartedEmpty,
     /// A forwarded write is delivered twice.
     ForwardDeliveredTwice,
+    /// A forwarded write is delivered, and called one that was never sent.
+    ForwardCalledUnsent,
     /// An event is lost on its way to the watch hub.
     WatchEventLost,
     /// A watcher resumes one revision too late.
@@ -46,7 +48,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 18] = [
+    pub const ALL: [Bug; 19] = [
         Bug::PersistedTooEarly,
         Bug::SyncDropped,
         Bug::VoteNotWritten,
@@ -58,6 +60,7 @@ impl Bug {
         Bug::FlushedTooHigh,
         Bug::RestartedEmpty,
         Bug::ForwardDeliveredTwice,
+        Bug::ForwardCalledUnsent,
         Bug::WatchEventLost,
         Bug::WatchResumedTooLate,
         Bug::CommitMarkTooHigh,

@@ -8,7 +8,7 @@ use std::fmt::Arguments;
 use bytes::Bytes;
 use kvorum_mvcc::watch::{WatchOutput, WatchRequest};
 use kvorum_node::{AdminError, AdminReply, AdminRequest, Input};
-use kvorum_raft::{Index, MemberId, Micros};
+use kvorum_raft::{Index, MemberId, Micros, Token};
 
 use crate::bugs::Bug;
 use crate::clients::{Answer, Request};
@@ -266,7 +266,7 @@ impl Env {
     /// Sends a frame that takes part in the world's weather.
     pub(crate) fn transmit(&mut self, from: MemberId, to: MemberId, frame: Frame) {
         if self.net.is_blocked(from, to) {
-            return self.lost(from, to);
+            return self.not_sent(from, to, &frame);
         }
         let profile = &self.profile;
         let (mut loss, mut spikes) = (profile.loss, profile.delay_spikes);
@@ -277,9 +277,15 @@ impl Env {
             (loss, spikes) = (0, 0);
         }
         if self.random.per_mille(loss) {
-            return self.lost(from, to);
+            return self.not_sent(from, to, &frame);
         }
-        let mut delay = 20 + self.random.about(profile.link);
+        if let Frame::Forward { id, .. } = frame {
+            self.net.note_forward(from, to, id);
+            if self.has_bug(Bug::ForwardCalledUnsent) && self.random.one_in(20) {
+                self.notice(from, to, 500, 0, vec![id]);
+            }
+        }
+        let mut delay = 20 + self.random.about(self.profile.link);
         if self.random.per_mille(spikes) {
             delay += self.random.about(self.profile.election_timeout / 2);
         }
@@ -318,20 +324,41 @@ impl Env {
         );
     }
 
+    /// A frame is not sent. Of a forward the sender may hear just that, as if there was no connection; otherwise it
+    /// is lost like one that was.
+    fn not_sent(&mut self, from: MemberId, to: MemberId, frame: &Frame) {
+        match frame {
+            Frame::Forward { id, .. } if !self.random.one_in(3) => {
+                self.reach(Mark::ForwardUnsent);
+                let delay = self.random.between(10, 5_000);
+                self.notice(from, to, delay, 0, vec![*id]);
+            }
+            _ => self.lost(from, to),
+        }
+    }
+
     /// A frame is lost; its sender's connection may break with it.
     pub(crate) fn lost(&mut self, from: MemberId, to: MemberId) {
         if self.random.one_in(4) && self.net.may_notice(from, to, self.now) {
-            let (life, delay) = (self.net.life(from), self.random.between(1_000, 50_000));
-            let what = ProcessEvent::Notice(Box::new(Input::Unreachable(to)));
-            self.schedule(
-                delay,
-                Event::Process {
-                    host: from,
-                    life,
-                    what,
-                },
+            let (handed, delay) = (
+                self.net.last_forward(from, to),
+                self.random.between(1_000, 50_000),
             );
+            self.notice(from, to, delay, handed, Vec::new());
         }
+    }
+
+    fn notice(&mut self, from: MemberId, peer: MemberId, delay: Micros, handed: Token, unsent: Vec<Token>) {
+        let notice = Input::Unreachable { peer, handed, unsent };
+        let (life, what) = (self.net.life(from), ProcessEvent::Notice(Box::new(notice)));
+        self.schedule(
+            delay,
+            Event::Process {
+                host: from,
+                life,
+                what,
+            },
+        );
     }
 
     /// Answers a client after the way back.

@@ -48,6 +48,8 @@ marks! {
     SessionRetryDeduplicated,
     /// A write was forwarded to a member that did not lead any more.
     ForwardRefused,
+    /// A forward was never sent, and its sender knew.
+    ForwardUnsent,
     /// A member restarted with a joint configuration in force.
     JointRestarted,
     /// A learner became a voter.

@@ -2,12 +2,13 @@
 //!
 //! Messages of the consensus core may be lost, late, repeated, reordered, and may reach a process that was started
 //! after they were sent: the core must stand all of that. Forwarded writes and snapshots travel on connections, as
-//! in the server: what they carry arrives once or not at all, and not at another process.
+//! in the server: what they carry arrives once or not at all, and not at another process. Of a forward that does not
+//! arrive, its sender's replica sometimes hears so, as in the server when there was no connection to hand it to.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kvorum_raft::{MemberId, Micros};
+use kvorum_raft::{MemberId, Micros, Token};
 
 /// What travels.
 #[derive(Clone, Debug)]
@@ -16,6 +17,11 @@ pub(crate) enum Frame {
     Core(Bytes),
     /// An encoded peer message that is not the core's.
     Call(Bytes),
+    /// Such a one with forwarded writes, by the sender's number.
+    Forward {
+        id: Token,
+        bytes: Bytes,
+    },
     /// A piece of a snapshot's transfer; `last` piece of its frame or not.
     Piece {
         stream: u64,
@@ -55,6 +61,8 @@ pub(crate) struct Network {
     /// When the last frame of a link arrives, where order is kept.
     last_arrival: BTreeMap<(MemberId, MemberId), Micros>,
     last_notice: BTreeMap<(MemberId, MemberId), Micros>,
+    /// The last forward on each link.
+    forwards: BTreeMap<(MemberId, MemberId), Token>,
     /// The number of each member's present process.
     lives: BTreeMap<MemberId, u64>,
 }
@@ -101,6 +109,16 @@ impl Network {
         let last = self.last_arrival.entry((from, to)).or_default();
         *last = at.max(*last);
         *last
+    }
+
+    /// A forward is on its way.
+    pub(crate) fn note_forward(&mut self, from: MemberId, to: MemberId, id: Token) {
+        self.forwards.insert((from, to), id);
+    }
+
+    /// The number of the last forward that was on its way, or 0.
+    pub(crate) fn last_forward(&self, from: MemberId, to: MemberId) -> Token {
+        self.forwards.get(&(from, to)).copied().unwrap_or(0)
     }
 
     pub(crate) fn may_notice(&mut self, from: MemberId, to: MemberId, now: Micros) -> bool {

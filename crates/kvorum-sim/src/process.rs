@@ -455,9 +455,12 @@ impl Process {
         env.trace.bytes(&bytes);
         let frame = match &message.body {
             PeerBody::Raft(_) => Frame::Core(bytes),
-            PeerBody::Forward { .. } if env.has_bug(Bug::ForwardDeliveredTwice) && env.random.one_in(20) => {
-                env.transmit(self.id, message.to, Frame::Call(bytes.clone()));
-                Frame::Call(bytes)
+            &PeerBody::Forward { id, .. } => {
+                let frame = Frame::Forward { id, bytes };
+                if env.has_bug(Bug::ForwardDeliveredTwice) && env.random.one_in(20) {
+                    env.transmit(self.id, message.to, frame.clone());
+                }
+                frame
             }
             PeerBody::ForwardRefused { .. } => {
                 env.reach(Mark::ForwardRefused);
@@ -580,13 +583,15 @@ impl Process {
     /// A frame came in.
     pub(crate) fn arrival(&mut self, env: &mut Env, from: MemberId, frame: Frame) {
         match frame {
-            Frame::Core(bytes) | Frame::Call(bytes) => match PeerMessage::decode(bytes) {
-                Ok(message) => self.push(env, Input::Peer(message)),
-                Err(error) => env.fail(format!(
-                    "member {} cannot read a message of {from}: {error}",
-                    self.id
-                )),
-            },
+            Frame::Core(bytes) | Frame::Call(bytes) | Frame::Forward { bytes, .. } => {
+                match PeerMessage::decode(bytes) {
+                    Ok(message) => self.push(env, Input::Peer(message)),
+                    Err(error) => env.fail(format!(
+                        "member {} cannot read a message of {from}: {error}",
+                        self.id
+                    )),
+                }
+            }
             Frame::Piece {
                 stream,
                 number,

@@ -3,9 +3,13 @@
 //! Each member dials each other one and sends on what it dialled: one stream for what is small and urgent, one
 //! for log entries and forwarded writes, so that neither blocks the other. A stream starts with a Hello in both
 //! directions ([`super::handshake`]). What cannot be sent is dropped: the consensus core expects no more of a
-//! network, and hears of a broken connection.
+//! network, and hears of a broken connection. A forwarded write is different: whoever asked for it must learn
+//! whether it may have been sent. So nothing waits for a connection that is not there; the replica is told at once
+//! which forwards were not handed to one, and when one breaks, which were ([`Outbox`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
@@ -17,8 +21,9 @@ use kvorum_proto::kvorum::v1::peer_client::PeerClient;
 use kvorum_proto::kvorum::v1::{
     Frame, Hello, JoinRequest, JoinResponse, PeerChangeRequest, PeerChangeResponse, PeerJoinRequest,
 };
-use kvorum_raft::MessageBody;
+use kvorum_raft::{MessageBody, Token};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -174,11 +179,22 @@ impl PeerNet {
             .collect()
     }
 
-    /// Queues a message; drops it if its receiver is unknown or cannot keep up.
+    /// Queues a message; drops it, and says so, if its receiver is unknown or cannot keep up.
     pub fn send(&self, message: PeerMessage) {
+        if let Some(message) = self.queue(message) {
+            (self.shared.inbox)(Input::Unreachable {
+                peer: message.to,
+                handed: 0,
+                unsent: message.forward().into_iter().collect(),
+            });
+        }
+    }
+
+    /// Gives the message back if it cannot be queued.
+    fn queue(&self, message: PeerMessage) -> Option<PeerMessage> {
         let peers = self.shared.peers.read().expect("no panic while held");
         let Some(peer) = peers.get(&message.to) else {
-            return;
+            return Some(message);
         };
         note_message(&self.shared.metrics, &message);
         let lane = if message.lane() == Lane::Control {
@@ -186,11 +202,7 @@ impl PeerNet {
         } else {
             &peer.bulk
         };
-        if let Err(mpsc::error::TrySendError::Full(message)) = lane.try_send(message) {
-            let to = message.to;
-            drop(peers);
-            (self.shared.inbox)(Input::Unreachable(to));
-        }
+        lane.try_send(message).err().map(TrySendError::into_inner)
     }
 
     /// A peer said something: perhaps it answered log entries.
@@ -269,14 +281,13 @@ impl PeerNet {
                 at_most: self.shared.timeouts.append,
                 answers: answers.clone(),
             };
-            let run = run_lane(
-                self.shared.clone(),
-                id,
-                addresses.clone(),
-                lane,
-                receiver,
-                patience,
-            );
+            let outbox = Outbox {
+                peer: id,
+                messages: receiver,
+                handed: 0,
+                inbox: self.shared.inbox.clone(),
+            };
+            let run = run_lane(self.shared.clone(), addresses.clone(), lane, outbox, patience);
             (sender, self.shared.runtime.spawn(run))
         };
         let (control, control_task) = lane(Lane::Control);
@@ -306,35 +317,81 @@ impl Shared {
     }
 }
 
+/// What is to be sent on a lane.
+///
+/// Invariant: a forward that came out of it was either handed to a connection, and its number is at most `handed`
+/// when the replica hears that this connection broke, or the replica hears that it never will be sent.
+struct Outbox {
+    peer: u64,
+    messages: mpsc::Receiver<PeerMessage>,
+    /// The number of the last forward that was handed to the present connection.
+    handed: Token,
+    inbox: Inbox,
+}
+
+impl Outbox {
+    /// Waits for something while there is no connection: what is to be sent meanwhile is turned away. `None` if the
+    /// peer is none any more.
+    async fn closed_until<T>(&mut self, event: impl Future<Output = T>) -> Option<T> {
+        let mut event = pin!(event);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut event => return Some(outcome),
+                message = self.messages.recv() => self.turn_away(Some(message?)),
+            }
+        }
+    }
+
+    /// There is no connection any more: tells the replica what was handed to it, and that this message and those
+    /// that wait will not be sent.
+    fn turn_away(&mut self, message: Option<PeerMessage>) {
+        let waiting = std::iter::from_fn(|| self.messages.try_recv().ok());
+        let unsent = message.into_iter().chain(waiting);
+        let unsent = unsent.filter_map(|message| message.forward()).collect();
+        (self.inbox)(Input::Unreachable {
+            peer: self.peer,
+            handed: std::mem::take(&mut self.handed),
+            unsent,
+        });
+    }
+}
+
+impl Drop for Outbox {
+    /// The peer is none any more, or has another address.
+    fn drop(&mut self) {
+        self.turn_away(None);
+    }
+}
+
 /// One lane for as long as the peer is one: connects, sends, and connects again.
 async fn run_lane(
     shared: Arc<Shared>,
-    id: u64,
     addresses: Vec<String>,
     lane: Lane,
-    mut messages: mpsc::Receiver<PeerMessage>,
+    mut outbox: Outbox,
     patience: Patience,
 ) {
-    let mut pause = BACKOFF.0;
+    let (id, mut pause) = (outbox.peer, BACKOFF.0);
     for address in addresses.iter().cycle() {
         let limit = match (lane, shared.timeouts.vote) {
             (Lane::Control, limit) if !limit.is_zero() => limit,
             _ => 2 * CONNECT_TIMEOUT,
         };
-        let opened = tokio::time::timeout(limit, open(&shared, id, address, lane)).await;
+        let opening = tokio::time::timeout(limit, open(&shared, id, address, lane));
+        let Some(opened) = outbox.closed_until(opening).await else {
+            return;
+        };
         match opened.unwrap_or_else(|_| Err(Status::unavailable("the peer does not answer in time"))) {
             Ok(stream) => {
                 shared.troubles.lock().expect("no panic while held").remove(&id);
                 shared.strangers.lock().expect("no panic while held").agreed();
                 tracing::debug!(peer = %format_args!("{id:016x}"), address, ?lane, "connected to peer");
                 pause = BACKOFF.0;
-                while messages.try_recv().is_ok() {
-                    // Stale: written for a time when nobody could hear it.
-                }
-                if pump(stream, &mut messages, &patience).await.is_none() {
+                if pump(stream, &mut outbox, &patience).await.is_none() {
                     return;
                 }
-                (shared.inbox)(Input::Unreachable(id));
+                outbox.turn_away(None);
             }
             Err(status) => {
                 let known = {
@@ -353,15 +410,9 @@ async fn run_lane(
                 shared.end_among_strangers(id, &status);
             }
         }
-        let mut dropped = false;
-        while messages.try_recv().is_ok() {
-            dropped = true;
+        if outbox.closed_until(tokio::time::sleep(pause)).await.is_none() {
+            return;
         }
-        if dropped {
-            // There is nobody to send it to: who waits for an answer shall not wait for long.
-            (shared.inbox)(Input::Unreachable(id));
-        }
-        tokio::time::sleep(pause).await;
         pause = (pause * 2).min(BACKOFF.1);
     }
 }
@@ -530,11 +581,7 @@ impl Unanswered {
 }
 
 /// Sends until the connection ends, or is to be opened anew (`Some`), or the peer is none any more (`None`).
-async fn pump(
-    mut stream: Opened,
-    messages: &mut mpsc::Receiver<PeerMessage>,
-    patience: &Patience,
-) -> Option<()> {
+async fn pump(mut stream: Opened, outbox: &mut Outbox, patience: &Patience) -> Option<()> {
     let mut unanswered = Unanswered::default();
     loop {
         let deadline = async {
@@ -543,7 +590,14 @@ async fn pump(
                 None => std::future::pending().await,
             }
         };
+        // A message leaves the outbox only when the connection has a place for it.
+        let next = async {
+            let place = stream.frames.reserve().await.ok()?;
+            Some((place, outbox.messages.recv().await))
+        };
         tokio::select! {
+            // In this order: nothing is handed to a connection whose end is known.
+            biased;
             () = deadline => {
                 if unanswered.is_over(&patience.answers) {
                     tracing::info!(
@@ -553,18 +607,19 @@ async fn pump(
                     return Some(());
                 }
             }
-            message = messages.recv() => {
-                let message = message?;
-                unanswered.sent(patience.after(&message));
-                let payload = message.encode();
-                if stream.frames.send(Frame { payload, ..Frame::default() }).await.is_err() {
-                    return Some(());
-                }
-            }
             answer = stream.answers.message() => {
                 if !matches!(answer, Ok(Some(_))) {
                     return Some(());
                 }
+            }
+            next = next => {
+                let Some((place, message)) = next else {
+                    return Some(());
+                };
+                let message = message?;
+                outbox.handed = message.forward().unwrap_or(outbox.handed);
+                unanswered.sent(patience.after(&message));
+                place.send(Frame { payload: message.encode(), ..Frame::default() });
             }
         }
     }

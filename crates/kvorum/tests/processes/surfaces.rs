@@ -2,6 +2,7 @@
 //! survived, and without a quorum each route and probe says what it promises.
 
 use serde_json::Value;
+use tokio::task::JoinSet;
 
 use crate::cluster::{Cluster, PATIENCE};
 use crate::http::request;
@@ -12,27 +13,37 @@ async fn call(cluster: &Cluster, at: usize, method: &str, path: &str, body: &str
     request(method, address, path, body.as_bytes()).await.unwrap()
 }
 
+/// Once, a write that a follower got between the leader's death and the election was handed to a connection that was
+/// not there, and answered "unknown" at once.
+async fn writes_wait_for_the_new_leader(cluster: &Cluster, dead: usize) {
+    let mut writes = JoinSet::new();
+    for number in 0..8 {
+        let at = (dead + 1 + number % 2) % 3;
+        let address = cluster.members[at].client.clone();
+        writes.spawn(async move {
+            let body = format!(r#"{{"key":"after-{number}","value":"v"}}"#);
+            request("POST", &address, "/key", body.as_bytes()).await.unwrap()
+        });
+    }
+    for answer in writes.join_all().await {
+        assert_eq!(answer, (201, "key created successfully!".to_owned()));
+    }
+    for number in 0..8 {
+        let at = (dead + 2 - number % 2) % 3;
+        let expected = (200, format!(r#"{{ "after-{number}" : "v" }}"#));
+        let path = format!("/key/after-{number}");
+        assert_eq!(call(cluster, at, "GET", &path, "").await, expected);
+    }
+}
+
 #[tokio::test]
 async fn the_surfaces_of_a_cluster_that_loses_one_member_after_the_other() {
-    let mut cluster = Cluster::start(3, &["--request-timeout", "2s"]).await;
+    let mut cluster = Cluster::start(3, &["--request-timeout", "4s"]).await;
     any_member_takes_any_write(&cluster).await;
 
     let leader = cluster.leader().await;
     cluster.members[leader].kill().await;
-    for step in [1, 2] {
-        let at = (leader + step) % 3;
-        // It is held until there is a new leader; an attempt may end with the old one.
-        let path = format!("/key/after-{at}");
-        let body = format!(r#"{{"key":"after-{at}","value":"v"}}"#);
-        eventually("a write reaches the new leader", PATIENCE, async || {
-            let (status, text) = call(&cluster, at, "POST", "/key", &body).await;
-            assert!(matches!(status, 201 | 409 | 503 | 504), "{status} {text}");
-            matches!(status, 201 | 409).then_some(())
-        })
-        .await;
-        let expected = (200, format!(r#"{{ "after-{at}" : "v" }}"#));
-        assert_eq!(call(&cluster, at, "GET", &path, "").await, expected);
-    }
+    writes_wait_for_the_new_leader(&cluster, leader).await;
 
     let last = (leader + 1) % 3;
     cluster.members[(leader + 2) % 3].kill().await;
