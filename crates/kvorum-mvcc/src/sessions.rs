@@ -15,8 +15,8 @@ use crate::store::{StoreError, View};
 
 /// What a kept outcome takes beside its bytes.
 const KEPT_BYTES: usize = 64;
-/// Bytes before the outcome in its record: hash, revision, time.
-const KEPT_HEADER_BYTES: usize = 24;
+/// Bytes before the outcome in its record: hash, index, revision, time.
+const KEPT_HEADER_BYTES: usize = 32;
 
 type Write = (Bytes, Option<Bytes>);
 
@@ -39,10 +39,22 @@ struct Session {
 struct Kept {
     seq: u64,
     request: u64,
+    index: u64,
     revision: Revision,
     time_ms: u64,
     /// As `Reply::encode_result` writes it.
     outcome: Bytes,
+}
+
+/// What came of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ran {
+    /// The index of the entry that ran it,
+    pub index: u64,
+    /// the revision after it,
+    pub revision: Revision,
+    /// and the outcome.
+    pub result: Result<Reply, Error>,
 }
 
 /// What a session says to a request.
@@ -50,8 +62,8 @@ struct Kept {
 pub(crate) enum Admission {
     /// Run it, then [`Sessions::keep`] the outcome.
     Run,
-    /// It ran before: this was the outcome, and the revision with it.
-    Again(Result<Reply, Error>, Revision),
+    /// It ran before: this came of it.
+    Again(Ran),
     /// Neither: never run it.
     Refused(Error),
 }
@@ -75,6 +87,7 @@ impl Kept {
     fn record(&self) -> Bytes {
         let mut out = Vec::with_capacity(KEPT_HEADER_BYTES + self.outcome.len());
         out.extend_from_slice(&self.request.to_le_bytes());
+        out.extend_from_slice(&self.index.to_le_bytes());
         out.extend_from_slice(&self.revision.to_le_bytes());
         out.extend_from_slice(&self.time_ms.to_le_bytes());
         out.extend_from_slice(&self.outcome);
@@ -120,10 +133,11 @@ impl Sessions {
                 kept.time_ms = time_ms;
                 known.used_ms = time_ms;
                 writes.push((session_reply_key(session.id, session.seq), Some(kept.record())));
-                Ok(Admission::Again(
-                    Reply::decode_result(kept.outcome.clone())?,
-                    kept.revision,
-                ))
+                Ok(Admission::Again(Ran {
+                    index: kept.index,
+                    revision: kept.revision,
+                    result: Reply::decode_result(kept.outcome.clone())?,
+                }))
             }
             Err(_) if known.is_below_window(session.seq) => Ok(Admission::Refused(Error::SessionExpired)),
             Err(_) => Ok(Admission::Run),
@@ -136,15 +150,15 @@ impl Sessions {
         session: SessionRef,
         request: u64,
         time_ms: u64,
-        revision: Revision,
-        result: &Result<Reply, Error>,
+        ran: &Ran,
         writes: &mut Vec<Write>,
     ) {
-        let outcome = shorten(result, self.bytes >= limits::SESSIONS_BYTES_MAX);
+        let outcome = shorten(&ran.result, self.bytes >= limits::SESSIONS_BYTES_MAX);
         let kept = Kept {
             seq: session.seq,
             request,
-            revision,
+            index: ran.index,
+            revision: ran.revision,
             time_ms,
             outcome,
         };
@@ -242,6 +256,7 @@ impl Sessions {
                 let kept = Kept {
                     seq,
                     request: fields.u64()?,
+                    index: fields.u64()?,
                     revision: fields.u64()? as Revision,
                     time_ms: fields.u64()?,
                     outcome: record.slice(KEPT_HEADER_BYTES..),

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 use super::core::Core;
 use super::{Applied, ApplyEntry, ApplyOutcome, Fatal, Payload, StateMachine};
 use crate::read::ReadError;
-use crate::sessions::Admission;
+use crate::sessions::{Admission, Ran};
 use crate::state::{CONFIGURATION_KEY, STATE_KEY};
 use crate::store::{Batch, Store, StoreError, View};
 
@@ -94,29 +94,29 @@ impl<S: Store> StateMachine<S> {
             core.writes
                 .push((CONFIGURATION_KEY, Some(core.configuration.clone())));
         }
-        let (origin, revision, result) = match (bytes, envelope) {
+        let (origin, ran) = match (bytes, envelope) {
             (Some(bytes), Some(envelope)) => {
                 let origin = envelope.origin;
                 let request = Envelope::peek_command(bytes).map_err(decode)?;
-                let (revision, result) = core.command(envelope, request).map_err(|error| match error {
+                let ran = core.command(envelope, request).map_err(|error| match error {
                     CommandError::Store(error) => Fatal::Store(error),
                     CommandError::Decode(error) => decode(error),
                 })?;
-                (origin, revision, result)
+                (origin, ran)
             }
             (Some(bytes), None) => {
                 let origin = Envelope::peek_origin(bytes).unwrap_or_default();
-                (origin, core.state.revision, Err(Error::Skipped))
+                (origin, core.ran(Err(Error::Skipped)))
             }
-            (None, _) => (Origin::default(), core.state.revision, Ok(Reply::Done)),
+            (None, _) => (Origin::default(), core.ran(Ok(Reply::Done))),
         };
-        core.digest(first_write, &result);
+        core.digest(first_write, &ran.result);
         Ok(bytes.is_some().then_some(Applied {
             origin,
-            index,
+            index: ran.index,
             term,
-            revision,
-            result,
+            revision: ran.revision,
+            result: ran.result,
         }))
     }
 
@@ -163,31 +163,36 @@ impl From<StoreError> for CommandError {
 
 impl<V: View> Core<V> {
     /// Runs a command, of which `request` are the bytes, unless its session knows the outcome.
-    fn command(
-        &mut self,
-        envelope: Envelope,
-        request: &[u8],
-    ) -> Result<(Revision, Result<Reply, Error>), CommandError> {
+    fn command(&mut self, envelope: Envelope, request: &[u8]) -> Result<Ran, CommandError> {
         self.state.time_ms = self.state.time_ms.max(envelope.time_ms);
         let time_ms = self.state.time_ms;
         self.writes
             .extend(self.samples.note(time_ms, self.state.revision));
         let Some(session) = envelope.session else {
             let result = self.run(envelope.command)?;
-            return Ok((self.state.revision, result));
+            return Ok(self.ran(result));
         };
         let request = xxh3_64(request);
         let admission = self.sessions.admit(session, request, time_ms, &mut self.writes);
         match admission.map_err(CommandError::Decode)? {
-            Admission::Refused(error) => Ok((self.state.revision, Err(error))),
-            Admission::Again(result, revision) => Ok((revision, result)),
+            Admission::Refused(error) => Ok(self.ran(Err(error))),
+            Admission::Again(ran) => Ok(ran),
             Admission::Run => {
                 let result = self.run(envelope.command)?;
-                let revision = self.state.revision;
+                let ran = self.ran(result);
                 self.sessions
-                    .keep(session, request, time_ms, revision, &result, &mut self.writes);
-                Ok((revision, result))
+                    .keep(session, request, time_ms, &ran, &mut self.writes);
+                Ok(ran)
             }
+        }
+    }
+
+    /// What came of the present entry.
+    fn ran(&self, result: Result<Reply, Error>) -> Ran {
+        Ran {
+            index: self.state.index,
+            revision: self.state.revision,
+            result,
         }
     }
 

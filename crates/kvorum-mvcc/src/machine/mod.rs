@@ -96,9 +96,10 @@ pub enum Payload {
 pub struct Applied {
     /// Who waits for it.
     pub origin: Origin,
-    /// The entry that it answers.
+    /// The entry that took effect: the one that it answers, or, for the retry of a session's request, that of its
+    /// first run.
     pub index: u64,
-    /// Its term.
+    /// The term of the entry that it answers.
     pub term: u64,
     /// The revision for the answer's header: after this entry, or, for the retry of a session's request, after its
     /// first run.

@@ -72,8 +72,8 @@ fn a_retry_takes_effect_once() {
     client.crash();
     let again = client.write(1, put("a", "1"));
     assert_eq!(
-        (again.result, again.revision),
-        (first.result, first.revision),
+        (again.result, again.index, again.revision),
+        (first.result, first.index, first.revision),
         "also after a restart"
     );
     assert_eq!(client.machine.revision(), 3);
