@@ -14,6 +14,7 @@ use kvorum_node::{
     AdminError, AdminReply, AdminRequest, LeaseAnswer, LeaseAsk, NodeStatus, ReadFailure, WriteFailure,
 };
 use kvorum_proto::{Outcome, status_of};
+use kvorum_raft::LogId;
 use tonic::Status;
 
 use crate::local::LocalState;
@@ -192,6 +193,8 @@ struct Shared {
     term: AtomicU64,
     leader: AtomicU64,
     key_bytes_max: AtomicU64,
+    /// Of the last entry whose writer was answered here: index and term.
+    answered: (AtomicU64, AtomicU64),
 }
 
 /// The replica's side: where its threads put answers and what they publish.
@@ -220,6 +223,7 @@ pub fn replica_handle<X: Send + 'static>(
         node: RwLock::new(Arc::new(node)),
         figures: RwLock::new(figures),
         state,
+        answered: <(AtomicU64, AtomicU64)>::default(),
     });
     (ReplicaHandle(shared.clone()), ReplicaPort(shared))
 }
@@ -233,6 +237,11 @@ impl ReplicaPort {
     /// Answers those of these writes that were made by callers of this member since its start.
     pub fn complete(&self, applied: Vec<Applied>) {
         let Identity { member_id, boot, .. } = self.0.identity;
+        // Of a retry the index is an older one.
+        let index = applied.iter().map(|applied| applied.index).max();
+        let term = applied.last().map(|applied| applied.term);
+        self.0.answered.0.fetch_max(index.unwrap_or(0), Ordering::Relaxed);
+        self.0.answered.1.fetch_max(term.unwrap_or(0), Ordering::Relaxed);
         let ours = |applied: &Applied| applied.origin.member == member_id && applied.origin.boot == boot;
         self.0.pending.complete(applied.into_iter().filter(ours));
     }
@@ -267,6 +276,24 @@ impl ReplicaHandle {
     /// The replica as it last published itself.
     pub fn status(&self) -> Arc<NodeStatus> {
         self.0.node.read().expect("no holder of the lock panics").clone()
+    }
+
+    /// [`Self::status`], and whatever was answered here before this call is in its log, committed and applied. The
+    /// replica publishes itself from time to time only.
+    pub fn status_after_answers(&self) -> Arc<NodeStatus> {
+        let mut status = self.status();
+        let (index, term) = &self.0.answered;
+        let (index, term) = (index.load(Ordering::Relaxed), term.load(Ordering::Relaxed));
+        if index > status.applied {
+            let status = Arc::make_mut(&mut status);
+            status.applied = index;
+            status.commit = status.commit.max(index);
+            if index > status.last.index {
+                status.last = LogId { term, index };
+            }
+            status.term = status.term.max(term);
+        }
+        status
     }
 
     /// The store's figures as last published.

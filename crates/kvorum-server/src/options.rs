@@ -16,6 +16,8 @@ pub use crate::operations::Quota;
 pub const NAME_BYTES_MAX: usize = 128;
 /// Most founders of a cluster.
 pub const FOUNDERS_MAX: usize = 31;
+/// Longest a request waits beside elections (etcd's).
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shortest minimal election timeout: below it, scheduling noise alone elects.
 pub const ELECTION_TIMEOUT_MIN: Duration = Duration::from_millis(50);
 /// Longest minimal election timeout (etcd's limit).
@@ -143,6 +145,8 @@ pub struct SurfaceOptions {
     pub open_join: bool,
     /// `/health` is 503 without a leader or with an alarm, as etcd's; otherwise it is 200 while a local read works.
     pub health_as_etcd: bool,
+    /// Unknown paths and methods are answered in plain text, as "dist-kv-store" does; otherwise in JSON.
+    pub errors_as_text: bool,
     /// Longest key in bytes that `/key` takes. The three limits count on `/key` only.
     pub key_bytes_max: usize,
     /// Longest value in bytes that `/key` takes.
@@ -157,6 +161,7 @@ impl Default for SurfaceOptions {
             cors: Vec::new(),
             open_join: false,
             health_as_etcd: false,
+            errors_as_text: false,
             key_bytes_max: 100,
             value_bytes_max: 200,
             keys_max: 1000,
@@ -230,7 +235,8 @@ pub struct ServeOptions {
     pub quota: Quota,
     /// How much history automatic compaction keeps; zero keeps all of it. A new cluster starts with it.
     pub history: Duration,
-    /// Longest a request waits, if its caller sets no shorter deadline.
+    /// Longest a request waits, if its caller sets no shorter deadline; zero: as in etcd, see
+    /// [`ServeOptions::request_limit`].
     pub request_timeout: Duration,
     /// Longest a graceful stop takes: leadership handed over, connections drained.
     pub drain_timeout: Duration,
@@ -289,7 +295,7 @@ impl Default for ServeOptions {
             lease_reads: false,
             quota: Quota::default(),
             history: Duration::from_secs(3600),
-            request_timeout: Duration::from_secs(5),
+            request_timeout: Duration::ZERO,
             drain_timeout: Duration::from_secs(10),
             request_bytes_max: kvorum_model::limits::REQUEST_BYTES_MAX,
             requests_max: 65_536,
@@ -326,6 +332,14 @@ impl ServeOptions {
             addresses.push(Address::new(format!("{host}.{}", self.peer_domain), *port).to_string());
         }
         addresses
+    }
+
+    /// Longest a request waits: as told, else five seconds and the two elections that may come in between.
+    pub fn request_limit(&self) -> Duration {
+        match self.request_timeout {
+            Duration::ZERO => REQUEST_TIMEOUT + 2 * self.election_timeout,
+            told => told,
+        }
     }
 
     /// Whether peers and clients are served on one port.
@@ -517,9 +531,6 @@ impl ServeOptions {
                 "check-quorum must be at least two heartbeat-intervals ({:?}); it is {patience:?}",
                 2 * heartbeat
             )
-        })?;
-        require(!self.request_timeout.is_zero(), || {
-            "request-timeout must be greater than 0".into()
         })
     }
 }
@@ -662,6 +673,19 @@ mod tests {
             |o| o.surfaces.cors = vec!["localhost".into()],
             "cors: `localhost`",
         );
+    }
+
+    #[test]
+    fn a_request_waits_as_long_as_it_is_told_and_no_longer() {
+        let limit = |told| {
+            let options = ServeOptions {
+                request_timeout: told,
+                ..ServeOptions::default()
+            };
+            options.request_limit()
+        };
+        assert_eq!(limit(Duration::from_secs(2)), Duration::from_secs(2));
+        assert_eq!(limit(Duration::ZERO), Duration::from_millis(6500));
     }
 
     #[test]

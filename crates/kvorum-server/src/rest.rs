@@ -89,6 +89,10 @@ async fn route(core: &Core, request: Request<Incoming>) -> Response<Body> {
         Found::OtherMethods(endpoint) => (endpoint, None),
         Found::Nothing => return page(core, &request, &path),
     };
+    let in_its_form = |failed: Failed| match endpoint.answers_in_text() {
+        true => dist_kv::Failure::from(failed).into_response(),
+        false => error_response(failed),
+    };
     let caller = {
         let status = core.handle.status();
         let members = status.cluster.members.values();
@@ -98,12 +102,12 @@ async fn route(core: &Core, request: Request<Incoming>) -> Response<Body> {
     let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     if caller == Caller::Foreign && !is_safe {
         let text = "a page of another origin may not write here; --cors ORIGIN of the member allows one";
-        return error_response(Outcome::NotApplied.mark(Status::permission_denied(text)).into());
+        return in_its_form(Outcome::NotApplied.mark(Status::permission_denied(text)).into());
     }
     if !is_safe && !is_plain(request.headers()) {
         let text = "no Content-Encoding is understood here; send the body as it is";
         let refused = Outcome::NotApplied.mark(Status::invalid_argument(text));
-        let mut response = error_response(refused.into());
+        let mut response = in_its_form(refused.into());
         *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return response;
     }
@@ -114,7 +118,10 @@ async fn route(core: &Core, request: Request<Incoming>) -> Response<Body> {
     let mut response = match parameter {
         Some(parameter) => answer(core, endpoint, parameter, request).await,
         None if origin.is_some() && cors::is_preflight(&request) => cors::preflight(&path),
-        None => not_allowed(&table::methods(&path)),
+        None => {
+            let in_text = core.surfaces.errors_as_text || endpoint.answers_in_text();
+            not_allowed(&table::methods(&path), in_text)
+        }
     };
     if let Some(origin) = origin {
         cors::allow(&mut response, origin);
@@ -136,8 +143,12 @@ fn host(request: &Request<Incoming>) -> Option<&str> {
 
 /// What is no API: the console, or nothing.
 fn page(core: &Core, request: &Request<Incoming>, path: &str) -> Response<Body> {
-    console::answer(&core.handle, request.method(), path, host(request))
-        .unwrap_or_else(|| error_response(Status::not_found("Not Found").into()))
+    console::answer(&core.handle, request.method(), path, host(request)).unwrap_or_else(|| {
+        match core.surfaces.errors_as_text {
+            true => dist_kv::no_such_page(),
+            false => error_response(Status::not_found("Not Found").into()),
+        }
+    })
 }
 
 async fn answer(
@@ -465,9 +476,13 @@ impl ErrorBody<'_> {
     }
 }
 
-fn not_allowed(allowed: &str) -> Response<Body> {
+fn not_allowed(allowed: &str, in_text: bool) -> Response<Body> {
     let status = Status::unimplemented("Method Not Allowed");
-    let mut response = json_response(StatusCode::METHOD_NOT_ALLOWED, &ErrorBody::of(&status));
+    let mut response = match in_text {
+        true => dist_kv::Failure::from(status).into_response(),
+        false => error_response(status.into()),
+    };
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
     response.headers_mut().insert(
         ALLOW,
         HeaderValue::from_str(allowed).expect("method names are tokens"),

@@ -66,6 +66,11 @@ impl Failure {
     }
 }
 
+/// The answer to a path that nothing is behind, as Go's HTTP server gives it.
+pub(crate) fn no_such_page() -> Response<Body> {
+    failure(404, "404 page not found").into_response()
+}
+
 /// In the codes of the other REST routes.
 impl From<Status> for Failure {
     fn from(status: Status) -> Failure {

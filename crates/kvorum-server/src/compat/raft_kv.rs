@@ -89,7 +89,7 @@ async fn write(core: &Core, context: &Context, command: Command) -> Result<(), S
 }
 
 fn info(core: &Core) -> InfoResponse {
-    let status = core.handle.status();
+    let status = core.handle.status_after_answers();
     InfoResponse {
         term: status.term,
         commit_index: status.commit,

@@ -99,7 +99,7 @@ fn answer<T>(body: T, refusal: Option<&Error>) -> Response<T> {
 }
 
 fn cluster_status(core: &Core) -> pb::ClusterStatusResponse {
-    let status = core.handle.status();
+    let status = core.handle.status_after_answers();
     pb::ClusterStatusResponse {
         node_id: core.handle.identity().name.clone(),
         state: state_name(&status).to_owned(),

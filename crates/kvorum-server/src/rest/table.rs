@@ -23,6 +23,12 @@ pub(super) enum Endpoint {
 }
 
 impl Endpoint {
+    /// Whether its errors are lines of text: those of "dist-kv-store" are.
+    pub(super) fn answers_in_text(self) -> bool {
+        use Endpoint::*;
+        matches!(self, KeyCreate | KeyGet | KeyDelete | Hello | RegisterFollower)
+    }
+
     /// Whether pages of other origins call it: the console's and that of "raft-kv".
     pub(super) fn is_for_pages(self) -> bool {
         use Endpoint::*;
@@ -139,6 +145,9 @@ mod tests {
                     "{method} {path} has no summary"
                 );
                 let responses = operation["responses"].as_object().unwrap();
+                // Pages of other origins may read what the browser lets them, and write nowhere.
+                let forbids = method == "get" || responses.contains_key("403");
+                assert!(forbids, "{method} {path} does not say that pages are refused");
                 assert!(
                     responses.keys().any(|code| code.starts_with('2')),
                     "{method} {path}"

@@ -242,7 +242,7 @@ impl Member {
             shards: workers,
             requests_max: options.requests_max,
             request_bytes_max: options.request_bytes_max,
-            request_timeout: options.request_timeout + 2 * options.election_timeout,
+            request_timeout: options.request_limit(),
         };
         let (handle, port) = replica_handle(
             shown,

@@ -94,6 +94,36 @@ async fn a_key_is_created_once_read_and_deleted() {
     );
 }
 
+/// Once these were JSON, which that system's clients do not expect.
+#[tokio::test]
+async fn paths_and_methods_that_are_not_there_are_told_in_text() {
+    let server = Server::with(Setting {
+        surfaces: SurfaceOptions {
+            errors_as_text: true,
+            ..SurfaceOptions::default()
+        },
+        ..Setting::default()
+    });
+    check(&get(&server, "/nothing").await, 404, "404 page not found\n");
+    for (path, allowed) in [("/key", "POST"), ("/hello", "GET, HEAD"), ("/kv", "POST")] {
+        let answer = send(&server, "PUT", path, "", b"").await;
+        check(&answer, 405, "Method Not Allowed\n");
+        assert_eq!(answer.header("allow"), Some(allowed));
+    }
+    // Elsewhere its own routes still answer as it does.
+    let server = Server::start();
+    check(
+        &send(&server, "PUT", "/key", "", b"").await,
+        405,
+        "Method Not Allowed\n",
+    );
+    let page = "origin: http://elsewhere.example\r\n";
+    let answer = send(&server, "POST", "/key", page, b"{}").await;
+    let text = "a page of another origin may not write here; --cors ORIGIN of the member allows one\n";
+    check_write(&answer, 403, text, "not-applied");
+    assert_eq!(get(&server, "/nothing").await.json()["code"], 5);
+}
+
 #[tokio::test]
 async fn strings_are_escaped_as_json_has_them() {
     let server = Server::start();

@@ -207,11 +207,13 @@ async fn a_body_that_says_it_is_too_large_is_not_read() {
 async fn encoded_bodies_are_refused_as_such() {
     let server = Server::start();
     let body = br#"{"key":"a","value":"1"}"#;
-    for path in ["/kv", "/key", "/batch"] {
+    let text = "no Content-Encoding is understood here; send the body as it is";
+    for path in ["/kv", "/batch"] {
         let answer = send(&server, "POST", path, "content-encoding: gzip\r\n", body).await;
-        let text = "no Content-Encoding is understood here; send the body as it is";
         check_error(&answer, 415, 3, text, Some("not-applied"));
     }
+    let answer = send(&server, "POST", "/key", "content-encoding: gzip\r\n", body).await;
+    assert_eq!((answer.status, answer.body), (415, format!("{text}\n")));
     let plain = send(&server, "POST", "/kv", "content-encoding: identity\r\n", body).await;
     assert_eq!(plain.status, 200);
 }
@@ -335,6 +337,42 @@ async fn sessions_work_over_rest() {
         "kvorum: session expired; outcome unknown",
         Some("unknown"),
     );
+}
+
+/// Once, the retry of a batch was answered with the index of the entry that held the retry.
+#[tokio::test]
+async fn a_batch_that_is_retried_gives_its_first_index() {
+    let server = Server::start();
+    let mut kvorum = kvorum_proto::kvorum::v1::kvorum_client::KvorumClient::new(server.channel().await);
+    let id = kvorum
+        .register_session(kvorum_proto::kvorum::v1::RegisterSessionRequest {})
+        .await
+        .unwrap();
+    let session = format!("kvorum-session: {}-1\r\n", id.into_inner().session_id);
+    let body = br#"{"operations":[{"type":"put","key":"a","value":"dg=="}]}"#;
+    let batch = async || send(&server, "POST", "/batch", &session, body).await.json();
+    let first = batch().await;
+    assert!(first["indices"][0].as_u64().unwrap() > 1, "{first}");
+    assert_eq!(batch().await, first);
+}
+
+/// Once, a member said nothing of a write that it had answered until it published its status the next time.
+#[tokio::test]
+async fn what_a_member_says_about_itself_holds_the_writes_that_it_answered() {
+    let server = Server::start();
+    for _ in 0..40 {
+        let body = br#"{"operations":[{"type":"put","key":"a","value":"dg=="}]}"#;
+        let batch = send(&server, "POST", "/batch", "", body).await.json();
+        let index = batch["indices"][0].as_u64().unwrap();
+        let info = get(&server, "/raft/info").await.json();
+        let number = |name: &str| info[name].as_str().unwrap().parse::<u64>().unwrap();
+        let least = ["commitIndex", "lastApplied", "lastLogIndex"].map(number);
+        assert!(least.iter().all(|found| *found >= index), "{index}: {info}");
+        let status = get(&server, "/status").await.json();
+        for name in ["commit_index", "last_applied"] {
+            assert!(status[name].as_u64().unwrap() >= index, "{index}: {status}");
+        }
+    }
 }
 
 #[tokio::test]

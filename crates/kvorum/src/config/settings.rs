@@ -324,6 +324,11 @@ pub(super) static TABLE: &[Setting] = &[
         serve.surfaces.keys_max
     ),
     switch!(
+        "errors-as-text",
+        "Answer unknown paths and methods in plain text, not in JSON",
+        serve.surfaces.errors_as_text
+    ),
+    switch!(
         "allow-plaintext",
         "Listen without encryption where other machines can connect",
         serve.allow_plaintext
@@ -375,7 +380,7 @@ pub(super) static TABLE: &[Setting] = &[
     ),
     duration!(
         "request-timeout",
-        "Longest wait of a request without a deadline of its own",
+        "Longest wait of a request without a deadline of its own; 0: 5s and two election timeouts",
         serve.request_timeout
     ),
     duration!(

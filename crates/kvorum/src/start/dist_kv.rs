@@ -63,6 +63,7 @@ pub fn translate(variables: &Variables) -> Result<Words, Failure> {
         words.variable("listen-client", address(variable)?.to_string(), variable);
     }
     words.default_of(FAMILY, "allow-plaintext", "true");
+    words.default_of(FAMILY, "errors-as-text", "true");
     match switch(variables, "SERVICE_DEBUG")? {
         Some((variable, true)) => alone(&mut words, variables, variable),
         _ => in_cluster(&mut words, variables)?,
@@ -200,6 +201,8 @@ mod tests {
         check(&[], "drain-timeout", Some("5s"));
         check(&[("SERVER_SHUTDOWN_TIMEOUT", "7s")], "drain-timeout", Some("7s"));
         check(&[], "request-timeout", Some("30s"));
+        check(&[("ROUTER_REQUEST_TIMEOUT", "2s")], "request-timeout", Some("2s"));
+        check(&[], "errors-as-text", Some("true"));
         check(&[], "join-timeout", Some("20s"));
         check(&[("SERVICE_KEY_MAX_LEN", "7")], "service-key-max-len", Some("7"));
         check(&[], "service-val-max-len", Some("200"));

@@ -36,6 +36,8 @@ const ADMIN_PORT: u16 = 6000;
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(300);
 const STALE_PERIOD: Duration = Duration::from_millis(200);
 const HEARTBEAT_PERIOD: Duration = Duration::from_millis(50);
+/// Of both calls to a peer.
+const PEER_TIMEOUT: Duration = Duration::from_millis(150);
 
 /// The settings that these variables mean.
 pub fn translate(variables: &Variables) -> Result<Words, Failure> {
@@ -154,12 +156,12 @@ fn stale_period(words: &mut Words, variables: &Variables, heartbeat: Duration) -
 
 /// What concerns the messages to the others.
 fn peers(words: &mut Words, variables: &Variables) -> Result<(), Failure> {
-    // Their defaults are short for a machine under load, and here nothing is gained by them.
     let timeouts = [
         ("RAFT_REQUEST_VOTE_TIMEOUT", "vote-timeout"),
         ("RAFT_APPEND_ENTRIES_TIMEOUT", "append-timeout"),
     ];
     for (name, key) in timeouts {
+        words.default_of(FAMILY, key, format_duration(PEER_TIMEOUT));
         if let Some((variable, time)) = milliseconds(variables, name)? {
             words.variable(key, format_duration(time), variable);
         }
@@ -274,11 +276,13 @@ mod tests {
         check(&[("BADGER_KV_PATH", "/x")], "store-dir", "/x");
         check(&[], "check-quorum", "200ms");
         check(&[("RAFT_STALE_PERIOD", "500")], "check-quorum", "500ms");
-        check(&[("RAFT_REQUEST_VOTE_TIMEOUT", "150")], "vote-timeout", "150ms");
+        check(&[], "vote-timeout", "150ms");
+        check(&[], "append-timeout", "150ms");
+        check(&[("RAFT_REQUEST_VOTE_TIMEOUT", "700")], "vote-timeout", "700ms");
         check(
-            &[("RAFT_APPEND_ENTRIES_TIMEOUT", "150")],
+            &[("RAFT_APPEND_ENTRIES_TIMEOUT", "800")],
             "append-timeout",
-            "150ms",
+            "800ms",
         );
         check(&[], "append-entries-max", "10000");
         check(&[("RAFT_HEARTBEAT_BATCH_SIZE", "7")], "append-entries-max", "7");
