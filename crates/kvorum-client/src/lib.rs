@@ -12,6 +12,8 @@ mod endpoint;
 mod error;
 mod export;
 mod lease;
+mod maintenance;
+mod queue;
 mod session;
 mod snapshot;
 mod watch;
@@ -29,6 +31,7 @@ pub use export::Export;
 use proto::etcd::kv_client::KvClient;
 use proto::v1::kvorum_client::KvorumClient;
 use proto::{etcd, v1};
+pub use queue::Observer;
 use session::Sessions;
 pub use tonic::Code;
 pub use watch::{WatchItem, WatchOptions, Watcher};
@@ -38,6 +41,8 @@ pub mod proto {
     pub use kvorum_proto::etcdserverpb as etcd;
     pub use kvorum_proto::kvorum::v1;
     pub use kvorum_proto::mvccpb as mvcc;
+    pub use kvorum_proto::v3electionpb as election;
+    pub use kvorum_proto::v3lockpb as lock;
 }
 
 /// Largest answer that is taken, in bytes: what a server may have in memory for unary answers, and headers.

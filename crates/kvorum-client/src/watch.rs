@@ -66,7 +66,7 @@ pub struct Watcher {
 struct Stream {
     answers: Streaming<etcd::WatchResponse>,
     /// Keeps the request side open.
-    _requests: mpsc::Sender<etcd::WatchRequest>,
+    requests: mpsc::Sender<etcd::WatchRequest>,
     position: usize,
 }
 
@@ -128,6 +128,19 @@ impl Watcher {
         }
     }
 
+    /// Asks how far the watcher is: a [`WatchItem::Progress`] follows, unless it is behind or not connected at the
+    /// moment.
+    pub fn request_progress(&self) {
+        let progress = etcd::watch_request::RequestUnion::ProgressRequest(etcd::WatchProgressRequest {});
+        let request = etcd::WatchRequest {
+            request_union: Some(progress),
+        };
+        if let Some(stream) = &self.stream {
+            // One that still waits to be sent is as good.
+            let _ = stream.requests.try_send(request);
+        }
+    }
+
     async fn open(&self) -> Result<Stream, Loss> {
         let inner = &self.client.inner;
         let (position, endpoint) = inner.endpoints.preferred();
@@ -172,7 +185,7 @@ impl Watcher {
         };
         Ok(Stream {
             answers,
-            _requests: requests,
+            requests,
             position,
         })
     }

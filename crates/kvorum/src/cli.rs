@@ -43,18 +43,30 @@ pub enum Command {
     Del(verbs::kv::DelArgs),
     /// List keys
     Ls(verbs::kv::LsArgs),
+    /// Show keys as a tree of paths
+    Tree(verbs::tree::TreeArgs),
+    /// Print what a key was, at each revision that is still there
+    History(verbs::history::HistoryArgs),
     /// Run a transaction that is read from standard input
     Txn(verbs::txn::TxnArgs),
     /// Print changes as they happen; resumes after lost connections
     Watch(verbs::watch::WatchArgs),
     /// Grant, renew, show, list and revoke leases: keys that live as long as somebody renews them
     Lease(verbs::lease::LeaseArgs),
+    /// Hold a lock, while a command runs or until interrupted
+    Lock(verbs::turn::LockArgs),
+    /// Stand in an election and lead until interrupted, or follow it
+    Elect(verbs::turn::ElectArgs),
     /// Show how the members are
     Status(verbs::status::StatusArgs),
     /// Write the records of a file of JSON lines
     Import(verbs::import::ImportArgs),
     /// Print all records as JSON lines, sorted by key
     Export(verbs::export::ExportArgs),
+    /// Forget history up to a revision
+    Compact(verbs::upkeep::CompactArgs),
+    /// List and disarm alarms
+    Alarm(verbs::upkeep::AlarmArgs),
     /// Save a member's state to a file, for `restore`
     Snapshot(verbs::snapshot::SnapshotArgs),
     /// Make a data directory for a new cluster of one from a saved snapshot
@@ -132,12 +144,18 @@ pub fn run(command: Command) -> Result<(), Failure> {
         Command::Get(args) => client(args.client.clone(), verbs::kv::get(args)),
         Command::Del(args) => client(args.client.clone(), verbs::kv::del(args)),
         Command::Ls(args) => client(args.client.clone(), verbs::kv::ls(args)),
+        Command::Tree(args) => client(args.client.clone(), verbs::tree::run(args)),
+        Command::History(args) => client(args.client.clone(), verbs::history::run(args)),
         Command::Txn(args) => client(args.client.clone(), verbs::txn::run(args)),
         Command::Watch(args) => client(args.client.clone(), verbs::watch::run(args)),
         Command::Lease(args) => client(args.client().clone(), verbs::lease::run(args)),
+        Command::Lock(args) => client(args.client.clone(), verbs::turn::lock(args)),
+        Command::Elect(args) => client(args.client.clone(), verbs::turn::elect(args)),
         Command::Status(args) => block_on(verbs::status::run(args)),
         Command::Import(args) => client(args.client.clone(), verbs::import::run(args)),
         Command::Export(args) => client(args.client.clone(), verbs::export::run(args)),
+        Command::Compact(args) => client(args.client.clone(), verbs::upkeep::compact(args)),
+        Command::Alarm(args) => client(args.client().clone(), verbs::upkeep::alarm(args)),
         Command::Snapshot(args) => client(args.client().clone(), verbs::snapshot::save(args)),
         Command::Restore(args) => verbs::snapshot::restore(args),
         Command::Send(args) => client(args.client.clone(), verbs::send::run(args)),

@@ -32,15 +32,26 @@ pub struct Failure {
     message: String,
     /// What to do, in words that stand behind the message.
     advice: Option<String>,
+    /// The exit code of a command that was run, which is passed on.
+    of_command: Option<u8>,
 }
 
 impl Failure {
+    /// A command that was run ended with this exit code, and said itself why.
+    pub fn of_command(code: u8) -> Self {
+        Failure {
+            of_command: Some(code),
+            ..Failure::error("")
+        }
+    }
+
     /// Refused or failed.
     pub fn error(message: impl Into<String>) -> Self {
         Failure {
             code: Code::Error,
             message: message.into(),
             advice: None,
+            of_command: None,
         }
     }
 
@@ -50,6 +61,7 @@ impl Failure {
             code: Code::Usage,
             message: message.into(),
             advice: None,
+            of_command: None,
         }
     }
 
@@ -59,6 +71,7 @@ impl Failure {
             code,
             message: message.into(),
             advice: None,
+            of_command: None,
         }
     }
 
@@ -94,7 +107,7 @@ impl Failure {
         if !self.message.is_empty() {
             eprintln!("error: {self}");
         }
-        ExitCode::from(self.code as u8)
+        ExitCode::from(self.of_command.unwrap_or(self.code as u8))
     }
 }
 

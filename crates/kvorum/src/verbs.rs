@@ -1,6 +1,7 @@
 //! The client commands, and what they share: how to reach the cluster, and how to print.
 
 pub mod export;
+pub mod history;
 pub mod import;
 pub mod kv;
 pub mod lease;
@@ -10,8 +11,11 @@ pub mod record;
 pub mod send;
 pub mod snapshot;
 pub mod status;
+pub mod tree;
+pub mod turn;
 pub mod txn;
 pub mod ui;
+pub mod upkeep;
 pub mod watch;
 
 use std::ffi::{OsStr, OsString};

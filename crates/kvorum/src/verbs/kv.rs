@@ -6,6 +6,7 @@ use std::io::Read;
 use bytes::Bytes;
 use clap::Args;
 use kvorum_client::proto::etcd;
+use kvorum_client::proto::mvcc::KeyValue;
 use kvorum_client::{Client, prefix_range};
 use serde_json::json;
 
@@ -256,19 +257,22 @@ pub async fn ls(args: LsArgs) -> Result<(), Failure> {
     out.end()
 }
 
-/// Prints a range page by page at one revision, so that its size does not matter. In JSON, one object: its
-/// records come as they are read.
-async fn print_pages(
+/// A part of a range.
+pub(super) struct Page<'a> {
+    /// In the first part: the revision of all, and how many records the range has.
+    pub(super) first_of: Option<(i64, i64)>,
+    pub(super) kvs: &'a [KeyValue],
+}
+
+/// Reads a range page by page at one revision, so that its size does not matter.
+pub(super) async fn pages(
     client: &Client,
     mut request: etcd::RangeRequest,
     limit: Option<i64>,
-    json: bool,
-    out: &mut Output,
-    print: impl Fn(&mut Output, &kvorum_client::proto::mvcc::KeyValue) -> Result<(), Failure>,
+    mut take: impl FnMut(Page<'_>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    use std::io::Write;
     let mut left = limit.unwrap_or(i64::MAX);
-    let mut first = true;
+    let mut is_first = true;
     loop {
         request.limit = left.min(PAGE_RECORDS);
         let asked = request.revision;
@@ -276,17 +280,44 @@ async fn print_pages(
             Ok(answer) => answer,
             Err(error) => return Err(revision_failure(client, asked, error).await),
         };
+        let revision = revision(answer.header.as_ref());
         if request.revision == 0 {
-            request.revision = revision(answer.header.as_ref());
+            request.revision = revision;
         }
-        if json && first {
-            let (revision, count) = (revision(answer.header.as_ref()), answer.count);
+        take(Page {
+            first_of: is_first.then_some((revision, answer.count)),
+            kvs: &answer.kvs,
+        })?;
+        is_first = false;
+        left -= answer.kvs.len() as i64;
+        match answer.kvs.last() {
+            Some(last) if answer.more && left > 0 => {
+                request.key = [last.key.as_ref(), &[0]].concat().into();
+            }
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Prints a range. In JSON, one object: its records come as they are read.
+async fn print_pages(
+    client: &Client,
+    request: etcd::RangeRequest,
+    limit: Option<i64>,
+    json: bool,
+    out: &mut Output,
+    print: impl Fn(&mut Output, &KeyValue) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    use std::io::Write;
+    let (keys_only, mut is_first) = (request.keys_only, true);
+    pages(client, request, limit, |page| {
+        if let (true, Some((revision, count))) = (json, page.first_of) {
             write!(out, "{{\"revision\":{revision},\"count\":{count},\"kvs\":[")?;
         }
-        for kv in &answer.kvs {
+        for kv in page.kvs {
             if json {
-                out.write_all(if first { b"\n" } else { b",\n" })?;
-                let record = if request.keys_only {
+                out.write_all(if is_first { b"\n" } else { b",\n" })?;
+                let record = if keys_only {
                     Record::without_value(kv)
                 } else {
                     Record::from(kv)
@@ -295,16 +326,11 @@ async fn print_pages(
             } else {
                 print(out, kv)?;
             }
-            first = false;
+            is_first = false;
         }
-        left -= answer.kvs.len() as i64;
-        match answer.kvs.last() {
-            Some(last) if answer.more && left > 0 => {
-                request.key = [last.key.as_ref(), &[0]].concat().into();
-            }
-            _ => break,
-        }
-    }
+        Ok(())
+    })
+    .await?;
     if json {
         out.line(b"]}")?;
     }

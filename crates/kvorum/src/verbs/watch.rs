@@ -97,29 +97,39 @@ pub async fn run(args: WatchArgs) -> Result<(), Failure> {
     }
 }
 
-fn print(out: &mut Output, event: &mvcc::Event, json: bool) -> Result<(), Failure> {
+fn record_of(event: &mvcc::Event) -> Result<(&mvcc::KeyValue, bool), Failure> {
     let kv = event
         .kv
         .as_ref()
         .ok_or_else(|| Failure::error("unexpected answer: an event without a record"))?;
-    let deleted = event.r#type() == mvcc::event::EventType::Delete;
-    if json {
-        let prev_kv = event.prev_kv.as_ref().map(Record::from);
-        return out.json(&match deleted {
-            false => Line::Put {
-                record: Record::from(kv),
+    Ok((kv, event.r#type() == mvcc::event::EventType::Delete))
+}
+
+/// An event on a line of JSON.
+pub(super) fn print_json(out: &mut Output, event: &mvcc::Event) -> Result<(), Failure> {
+    let (kv, deleted) = record_of(event)?;
+    let prev_kv = event.prev_kv.as_ref().map(Record::from);
+    out.json(&match deleted {
+        false => Line::Put {
+            record: Record::from(kv),
+            prev_kv,
+        },
+        true => {
+            let ExportLine { key, key_b64, .. } = ExportLine::new(&kv.key, b"");
+            Line::Delete {
+                key: KeyOnly { key, key_b64 },
+                mod_revision: kv.mod_revision,
                 prev_kv,
-            },
-            true => {
-                let ExportLine { key, key_b64, .. } = ExportLine::new(&kv.key, b"");
-                Line::Delete {
-                    key: KeyOnly { key, key_b64 },
-                    mod_revision: kv.mod_revision,
-                    prev_kv,
-                }
             }
-        });
+        }
+    })
+}
+
+fn print(out: &mut Output, event: &mvcc::Event, json: bool) -> Result<(), Failure> {
+    if json {
+        return print_json(out, event);
     }
+    let (kv, deleted) = record_of(event)?;
     let mut line = Vec::with_capacity(kv.key.len() + kv.value.len() + 8);
     line.extend_from_slice(if deleted { b"DELETE\t" } else { b"PUT\t" });
     line.extend_from_slice(&kv.key);

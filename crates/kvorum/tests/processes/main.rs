@@ -25,4 +25,5 @@ mod restore;
 mod stop;
 mod strangers;
 mod surfaces;
+mod turns;
 mod unknown;
