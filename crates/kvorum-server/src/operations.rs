@@ -133,16 +133,21 @@ fn is_not_leader(status: &Status) -> bool {
     status.code() == Code::FailedPrecondition && status.message().starts_with(NOT_LEADER)
 }
 
-/// Makes a change on this member, if it leads.
+/// Makes a change on this member, if it leads, after the one that is under way: a change is answered when it counts,
+/// which is a moment before the next one may begin, and etcd's clients do not ask twice.
 pub(crate) async fn at_leader(
     handle: &ReplicaHandle,
     request: AdminRequest,
     deadline: Instant,
 ) -> Result<Option<u64>, AdminError> {
-    match handle.admin(request, deadline).await? {
-        AdminReply::Changed(added) => Ok(added),
-        AdminReply::Known(id) => Ok(Some(id)),
-        AdminReply::TransferStarted => Ok(None),
+    loop {
+        match handle.admin(request.clone(), deadline).await {
+            Ok(AdminReply::Changed(added)) => return Ok(added),
+            Ok(AdminReply::Known(id)) => return Ok(Some(id)),
+            Ok(AdminReply::TransferStarted) => return Ok(None),
+            Err(AdminError::Busy) if Instant::now() + PAUSE < deadline => tokio::time::sleep(PAUSE).await,
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -104,6 +104,34 @@ async fn refusals_have_etcds_codes_and_words() {
     }
 }
 
+/// etcd-client's `test_cluster` removes a member right after it was promoted, while the cluster still leaves the joint
+/// configuration of the promotion: that was refused.
+#[tokio::test]
+async fn a_change_waits_for_the_one_under_way() {
+    let server = Server::start();
+    let mut client = ClusterClient::new(server.channel().await);
+    server.set(|b| b.admin = Some(AdminError::Busy));
+    let request = etcd::MemberRemoveRequest { id: OTHER };
+    let under_way_ends = async {
+        while server.behaviour.lock().unwrap().asked.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        server.set(|b| b.admin = None);
+    };
+    let (removed, ()) = tokio::join!(client.member_remove(request), under_way_ends);
+    let members = removed.unwrap().into_inner().members;
+    assert!(members.iter().all(|member| member.id != OTHER));
+
+    // One that does not end in time is named.
+    server.set(|b| b.admin = Some(AdminError::Busy));
+    let mut request = tonic::Request::new(request);
+    request.set_timeout(std::time::Duration::from_millis(200));
+    let status = client.member_remove(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("under way"), "{status:?}");
+    assert_eq!(Outcome::of(&status), Some(Outcome::NotApplied));
+}
+
 /// A member that does not lead asks the one that does, and asks again when that one led no more.
 #[tokio::test]
 async fn another_leader_makes_the_change() {
