@@ -5,15 +5,16 @@
 //! ```
 //! Arguments: endpoints, how many leases, their TTL in seconds. Each lease gets a key. Then leadership is handed over:
 //! the new leader lets every lease begin anew, so that all of them end at the same moment. (A cluster of one hands
-//! nothing over; there they end as far apart as they were granted.) Puts go on all the time; their latencies are told
-//! for the time before the end and for the time in which the keys go.
+//! nothing over; there they end as far apart as they were granted.) Puts go on all the time, each writer waiting
+//! 10 ms between two; their latencies are told for the ten seconds before the end and for the time in which the keys go, which a
+//! watcher sees.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kvorum_client::proto::etcd;
-use kvorum_client::{Client, Options, prefix_range};
+use kvorum_client::{Client, Options, WatchItem, WatchOptions, Watcher, prefix_range};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -22,8 +23,10 @@ const PREFIX: &str = "lease-bench/";
 const GRANTERS: usize = 256;
 /// Puts at one time.
 const WRITERS: usize = 16;
-/// How often the remaining keys are counted.
-const LOOK: Duration = Duration::from_millis(100);
+/// What each of them waits between two puts.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How much of the time before counts.
+const BEFORE: Duration = Duration::from_secs(10);
 
 type Latencies = Arc<Mutex<Vec<(Instant, Duration)>>>;
 
@@ -64,6 +67,7 @@ async fn grant(client: Client, next: Arc<AtomicU64>, leases: u64, ttl_s: i64) {
 
 async fn write(client: Client, writer: usize, done: Latencies) {
     for n in 0u64.. {
+        tokio::time::sleep(PAUSE).await;
         let started = Instant::now();
         let key = format!("other/{writer}/{}", n % 1000);
         if client.put(key, "value").await.is_ok() {
@@ -72,16 +76,16 @@ async fn write(client: Client, writer: usize, done: Latencies) {
     }
 }
 
-async fn keys_left(client: &Client) -> u64 {
-    let (key, range_end) = prefix_range(PREFIX.as_bytes());
-    let request = etcd::RangeRequest {
-        key,
-        range_end,
-        count_only: true,
-        serializable: true,
-        ..Default::default()
-    };
-    client.range(request).await.expect("a count").count as u64
+/// Waits until that many keys are gone; says when the first was, and the last.
+async fn keys_gone(watcher: &mut Watcher, keys: u64) -> (Instant, Instant) {
+    let (mut gone, mut first) = (0, None);
+    while gone < keys {
+        if let WatchItem::Events(events) = watcher.next().await.expect("a watcher") {
+            first.get_or_insert_with(Instant::now);
+            gone += events.len() as u64;
+        }
+    }
+    (first.expect("there were keys"), Instant::now())
 }
 
 /// Number, median and 99th percentile of the puts that began in an interval.
@@ -124,24 +128,23 @@ async fn main() {
         moved.expect("leadership is handed over");
     }
 
+    let (key, range_end) = prefix_range(PREFIX.as_bytes());
+    let mut watcher = of(1).watch(WatchOptions {
+        key,
+        range_end,
+        ..WatchOptions::default()
+    });
+    let there = watcher.next().await.expect("a watcher");
+    assert!(matches!(there, WatchItem::Created { .. }), "{there:?}");
     let done = Latencies::default();
     let writers: Vec<_> = (0..WRITERS)
         .map(|n| tokio::spawn(write(of(n), n, done.clone())))
         .collect();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let calm = Instant::now();
-    let (look, mut clock) = (of(0), tokio::time::interval(LOOK));
-    while keys_left(&look).await == leases {
-        clock.tick().await;
-    }
-    let first = Instant::now();
-    while keys_left(&look).await > 0 {
-        clock.tick().await;
-    }
-    let last = Instant::now();
+    let (first, last) = keys_gone(&mut watcher, leases).await;
     writers.iter().for_each(|writer| writer.abort());
     println!("all of them ended within {:.2} s", (last - first).as_secs_f64());
     let latencies = done.lock().await;
-    tell("before", &latencies, calm, first - 2 * LOOK);
-    tell("while they end", &latencies, first - LOOK, last);
+    let margin = Duration::from_millis(500);
+    tell("before", &latencies, first - BEFORE, first - margin);
+    tell("while they end", &latencies, first - margin, last);
 }

@@ -438,7 +438,8 @@ impl Node {
         self.propose_lease_ends(context);
     }
 
-    fn propose_lease_ends(&mut self, context: &mut Context<'_>) {
+    /// Proposes the ends of leases that are due, and what remains of others.
+    pub(crate) fn propose_lease_ends(&mut self, context: &mut Context<'_>) {
         if !self.is_primary() || self.is_transferring() {
             return;
         }

@@ -20,9 +20,12 @@ use kvorum_raft::{Index, Micros, Term};
 const SECOND: Micros = 1_000_000;
 /// When a proposed end that did not come is proposed again.
 const REVOKE_RETRY: Micros = 3 * SECOND;
-/// Ends of leases that are proposed and not yet applied: about 8 KiB in the log. The next are proposed as these are
-/// applied, so that the log and the disks set the rate, and other writes wait for no more than so many of them.
+/// Ends of leases that are proposed together: about 8 KiB in the log. Other writes wait for no more than so many of
+/// them, and the next follow after a rest as long as these took, so that half of the log, the disks and the processors
+/// stays for others, however fast they are.
 pub(crate) const REVOKING_MAX: usize = 128;
+/// Longest of these rests: where others make it slow, leases end all the same.
+const REST_MAX: Micros = 10_000;
 /// Remainders in one entry: about 16 KiB.
 const CHECKPOINTS_MAX: usize = 680;
 
@@ -79,6 +82,10 @@ pub(crate) struct Lessor {
     revoking: usize,
     /// When the first of them was proposed, or the last one applied.
     progress_at: Micros,
+    /// When they were proposed.
+    proposed_at: Micros,
+    /// No end is proposed before.
+    rest_until: Micros,
     checkpoint_interval: Micros,
     /// Renewals that were answered, for the metrics.
     pub(crate) renewed: u64,
@@ -198,6 +205,8 @@ impl Lessor {
                     self.wakes.remove(&(lease.wake, *id));
                     if lease.revoking {
                         (self.revoking, self.progress_at) = (self.revoking.saturating_sub(1), now);
+                        let took = now.saturating_sub(self.proposed_at);
+                        self.rest_until = now + took.min(REST_MAX);
                     }
                 }
             }
@@ -239,12 +248,24 @@ impl Lessor {
         Some((i64::try_from(left_s).unwrap_or(i64::MAX), lease.ttl_s))
     }
 
+    /// When [`due`](Lessor::due) is to be called again, if a rest is all that it waits for.
+    pub(crate) fn rests_until(&self) -> Option<Micros> {
+        let ends = self
+            .wakes
+            .first()
+            .is_some_and(|(wake, _)| *wake <= self.rest_until);
+        (self.revoking == 0 && ends).then_some(self.rest_until)
+    }
+
     /// What is to be proposed now; the caller proposes it.
     pub(crate) fn due(&mut self, now: Micros) -> Due {
         let mut due = Due::default();
         if now >= self.progress_at + REVOKE_RETRY {
             // Nothing came of them for so long: the log did not take them.
             (self.revoking, self.progress_at) = (0, now);
+        }
+        if self.revoking > 0 || now < self.rest_until {
+            return due;
         }
         while let Some(&(wake, id)) = self.wakes.first()
             && wake <= now
@@ -254,9 +275,7 @@ impl Lessor {
             self.wakes.pop_first();
             let lease = self.leases.get_mut(&id).expect("only leases wake");
             if lease.deadline <= now {
-                if self.revoking == 0 {
-                    self.progress_at = now;
-                }
+                (self.progress_at, self.proposed_at) = (now, now);
                 self.revoking += 1;
                 lease.revoking = true;
                 lease.wake = now + REVOKE_RETRY;
@@ -333,7 +352,7 @@ mod tests {
         lessor.applied(5 * SECOND, &LeaseChange::Revoked(2));
         assert_eq!(lessor.renew(5 * SECOND, 2, PATIENCE), Renewal::Missing);
         // The other proposal was lost.
-        assert_eq!(ends(&mut lessor, 7 * SECOND), [3]);
+        assert_eq!(ends(&mut lessor, 8 * SECOND), [3]);
     }
 
     #[test]
@@ -383,18 +402,27 @@ mod tests {
     }
 
     #[test]
-    fn many_that_end_together_are_proposed_as_they_are_applied() {
+    fn many_that_end_together_leave_half_of_the_time_to_others() {
         let records: Vec<LeaseRecord> = (1..=1000).map(|id| record(id, 5, 0)).collect();
         let mut lessor = primary(&records);
         let mut seen = Vec::new();
-        let mut open = ends(&mut lessor, 5 * SECOND);
-        while !open.is_empty() {
+        let mut now = 5 * SECOND;
+        assert_eq!(lessor.rests_until(), None);
+        let mut open = ends(&mut lessor, now);
+        for took in [3_000, 1_000, 50_000].into_iter().cycle() {
             assert!(open.len() <= REVOKING_MAX);
-            for id in &open {
-                lessor.applied(5 * SECOND, &LeaseChange::Revoked(*id));
+            now += took;
+            let last = open.pop().unwrap();
+            for id in open.drain(..).chain([last]) {
+                assert_eq!((ends(&mut lessor, now), lessor.rests_until()), (vec![], None));
+                lessor.applied(now, &LeaseChange::Revoked(id));
+                seen.push(id);
             }
-            seen.append(&mut open);
-            open = ends(&mut lessor, 5 * SECOND);
+            let Some(rested) = lessor.rests_until() else { break };
+            assert_eq!(rested, now + took.min(REST_MAX));
+            assert!(ends(&mut lessor, rested - 1).is_empty());
+            now = rested;
+            open = ends(&mut lessor, now);
         }
         assert_eq!(seen, (1..=1000).collect::<Vec<i64>>());
         assert_eq!((lessor.len(), lessor.wakes.len(), lessor.revoking), (0, 0, 0));

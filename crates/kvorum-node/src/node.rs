@@ -166,7 +166,9 @@ impl Node {
 
     /// When the shell must call [`Node::step`] with [`Input::Tick`] at the latest.
     pub fn next_deadline(&self) -> Micros {
-        self.raft.next_deadline().min(self.next_sweep)
+        let rest = self.leases.lessor.rests_until().filter(|at| *at > self.now);
+        let due = self.raft.next_deadline().min(self.next_sweep);
+        rest.map_or(due, |at| due.min(at))
     }
 
     /// One input in, effects appended to `out`. `now` never goes back between calls.
@@ -230,6 +232,8 @@ impl Node {
         if self.now >= self.next_sweep {
             self.next_sweep = self.now + SWEEP_INTERVAL;
             self.sweep(context);
+        } else if self.leases.lessor.rests_until().is_some_and(|at| at <= self.now) {
+            self.propose_lease_ends(context);
         }
     }
 
