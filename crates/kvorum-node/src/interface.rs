@@ -28,6 +28,12 @@ pub struct Options {
     pub log_writes_open_max: u64,
     /// How often what remains of a lease that lives longer is written down.
     pub lease_checkpoint_interval: Micros,
+    /// What the cluster knows of this member's addresses stands above what `record` says.
+    pub keeps_addresses: bool,
+    /// As leader, compact history that is older than the cluster keeps.
+    pub compacts_by_age: bool,
+    /// How much history a cluster keeps that this member is the first to lead, in ms; 0: all of it.
+    pub history_ms: u64,
 }
 
 /// One write of a caller on this member.
@@ -84,7 +90,7 @@ pub struct LeaseAnswer {
 /// What an administrator asks for. Answered by the leader only.
 #[derive(Clone, Debug)]
 pub enum AdminRequest {
-    /// Add a learner; its `id` is given by the leader.
+    /// Add a learner. Its `id` is given by the leader if it is 0, or not free.
     AddLearner(MemberRecord),
     /// A member announces itself, by name, addresses and, if it tells it, incarnation: a new name is added as a
     /// learner that is promoted once in sync. A known one is answered [`AdminReply::Known`], unless the

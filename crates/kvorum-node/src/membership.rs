@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use kvorum_model::{Command, Envelope, MemberRecord, Origin};
+use kvorum_model::{Command, Envelope, MemberRecord, Origin, Setting};
 use kvorum_raft::{Index, MemberChange, MemberId, Micros, RefuseReason, Token};
 use rustc_hash::FxHashMap;
 
@@ -170,7 +170,7 @@ impl Node {
         Registration::Change(AdminRequest::Replace { old, new })
     }
 
-    /// The next ID of the replicated counter that no member has or had.
+    /// With the ID that it has, or else the next one of the replicated counter, that no member has or had.
     fn with_new_id(&self, record: MemberRecord) -> MemberRecord {
         let configuration = self.raft.latest_configuration();
         let taken = |id: &MemberId| {
@@ -178,7 +178,11 @@ impl Node {
                 || configuration.removed.contains(id)
                 || self.cluster.members.contains_key(id)
         };
-        let id = (self.cluster.next_member.max(1)..)
+        let chosen = Some(record.id).filter(|id| *id != 0);
+        let mut counted = self.cluster.next_member.max(1)..;
+        let id = chosen
+            .into_iter()
+            .chain(&mut counted)
             .find(|id| !taken(id))
             .expect("u64 is not exhausted");
         MemberRecord { id, ..record }
@@ -307,13 +311,16 @@ impl Node {
                 self.initialised_in_term = self.raft.term();
                 let election_timeout_ms = self.options.raft.election_timeout / 1000;
                 let uuid = self.options.fresh_uuid;
-                self.propose_internal(
-                    context,
-                    vec![Command::ClusterInit {
-                        uuid,
-                        election_timeout_ms,
-                    }],
-                );
+                let mut commands = vec![Command::ClusterInit {
+                    uuid,
+                    election_timeout_ms,
+                }];
+                if self.options.history_ms != kvorum_mvcc::HISTORY_MS {
+                    commands.push(Command::ClusterSetting(Setting::HistoryMs(
+                        self.options.history_ms,
+                    )));
+                }
+                self.propose_internal(context, commands);
             }
             return;
         }
@@ -401,7 +408,9 @@ impl Node {
         if !found.expired_sessions.is_empty() {
             self.propose_internal(context, vec![Command::ExpireSessions(found.expired_sessions)]);
         }
-        if let Some(revision) = found.compact_to {
+        if let Some(revision) = found.compact_to
+            && self.options.compacts_by_age
+        {
             self.propose_internal(context, vec![Command::Compact(revision)]);
         }
     }

@@ -113,6 +113,7 @@ impl Node {
             options.lease_checkpoint_interval,
             report.all_leases.as_deref().unwrap_or_default(),
         );
+        let introduced = options.keeps_addresses;
         Node {
             options,
             raft,
@@ -134,7 +135,7 @@ impl Node {
             persisted: 0,
             installs: Installs::default(),
             introduce_again_at: 0,
-            introduced: false,
+            introduced,
             known,
             known_since: now,
             leaderless_since: Some(now),

@@ -55,6 +55,9 @@ impl Follower {
             batch_bytes_max: 1 << 20,
             log_writes_open_max: 2,
             lease_checkpoint_interval: 300_000_000,
+            keeps_addresses: false,
+            compacts_by_age: true,
+            history_ms: kvorum_mvcc::HISTORY_MS,
         };
         let raft = Raft::new(raft, restored, 0).unwrap();
         let cluster = Arc::new(ClusterState::default());

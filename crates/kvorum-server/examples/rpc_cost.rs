@@ -104,6 +104,7 @@ fn serve(workers: usize) -> HttpServer {
         shards: workers,
         requests_max: 65_536,
         request_bytes_max: kvorum_model::limits::REQUEST_BYTES_MAX,
+        txn_ops_max: kvorum_model::limits::TXN_OPS_MAX,
         request_timeout: Duration::from_secs(5),
     };
     let reader = machine.reader();

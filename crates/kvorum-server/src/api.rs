@@ -22,6 +22,8 @@ use tokio::sync::watch;
 use tonic::{Response, Status};
 
 use crate::compat::{RaftKv, RaftKvStore};
+use crate::etcd_options::Serves;
+use crate::guard::Guard;
 use crate::handle::{ReadError, ReplicaHandle, WriteError};
 use crate::http::Phase;
 use crate::joining::ForwardJoin;
@@ -30,7 +32,7 @@ use crate::operations::Operations;
 use crate::options::SurfaceOptions;
 use crate::reads::Reads;
 use crate::rest::RestApi;
-use crate::routes::{Routes, RoutesBuilder};
+use crate::routes::{Only, Routes, RoutesBuilder};
 use crate::runtime::PeerService;
 use crate::services::{
     ClusterService, Context, ElectionService, EtcdKv, EtcdLease, EtcdWatch, HealthService, KvorumService,
@@ -184,16 +186,46 @@ impl Core {
 
 /// All services of the client port.
 pub fn routes(core: &Core, watch: WatchHandle) -> Routes {
-    add_services(RoutesBuilder::default(), core, watch)
-        .rest(Arc::new(RestApi::new(core.clone())))
-        .build()
+    routes_of(core, watch, Serves::All)
+}
+
+/// What a socket for clients serves.
+pub(crate) fn routes_of(core: &Core, watch: WatchHandle, serves: Serves) -> Routes {
+    let (all, none) = (
+        || add_services(RoutesBuilder::default(), core, watch.clone()),
+        RoutesBuilder::default,
+    );
+    let rest = guarded(core);
+    match serves {
+        Serves::All => all().rest(Arc::new(rest)),
+        Serves::Grpc => all().purpose("gRPC is served here; HTTP is on --listen-client-http-urls"),
+        Serves::Http => none()
+            .rest(Arc::new(rest))
+            .purpose("gRPC is on --listen-client-urls"),
+        Serves::Metrics => none()
+            .rest(Arc::new(Only::new(
+                RestApi::new(core.clone()),
+                &["/metrics", "/health", "/livez", "/readyz"],
+            )))
+            .purpose("only /metrics, /health, /livez and /readyz are served here"),
+    }
+    .build()
+}
+
+fn guarded(core: &Core) -> Guard<RestApi> {
+    let operations = &core.operations;
+    Guard::new(
+        RestApi::new(core.clone()),
+        operations.hosts.clone(),
+        operations.gateway,
+    )
 }
 
 /// The same and the service of peers, for a port that serves both.
 pub(crate) fn routes_with(core: &Core, watch: WatchHandle, peers: PeerServer<PeerService>) -> Routes {
     add_services(RoutesBuilder::default(), core, watch)
         .grpc(peers, &[])
-        .rest(Arc::new(RestApi::new(core.clone())))
+        .rest(Arc::new(guarded(core)))
         .build()
 }
 

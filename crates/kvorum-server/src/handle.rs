@@ -173,6 +173,8 @@ pub struct HandleOptions {
     pub requests_max: usize,
     /// Largest command, encoded, in bytes.
     pub request_bytes_max: usize,
+    /// Most operations in one list of a transaction.
+    pub txn_ops_max: usize,
     /// Longest a request waits if its caller sets no shorter deadline.
     pub request_timeout: Duration,
 }
@@ -321,6 +323,7 @@ impl ReplicaHandle {
         CommandLimits {
             key_bytes_max: self.0.key_bytes_max.load(Ordering::Relaxed) as usize,
             request_bytes_max: self.0.options.request_bytes_max,
+            txn_ops_max: self.0.options.txn_ops_max,
             ..CommandLimits::default()
         }
     }

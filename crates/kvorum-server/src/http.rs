@@ -12,7 +12,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,12 +27,12 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::body::Body;
 
 use crate::options::Address;
+use crate::sockets::{self, Acceptor, Connection, Socket};
 
 /// What every HTTP/2 connection starts with (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -50,7 +50,7 @@ pub struct HttpLimits {
     pub header_bytes_max: u32,
     /// Longest time in which a client must send its preface or its header (HTTP/1).
     pub header_timeout: Duration,
-    /// A silent HTTP/2 connection is pinged so often,
+    /// A silent HTTP/2 connection is pinged so often (zero: never),
     pub ping_interval: Duration,
     /// and closed if the answer takes longer.
     pub ping_timeout: Duration,
@@ -132,7 +132,7 @@ impl<S> Serve for S where
 
 /// A connection on its way to its worker.
 struct Accepted<S> {
-    stream: StdStream,
+    stream: sockets::Accepted,
     service: S,
     slot: Slot,
 }
@@ -160,14 +160,14 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Serves each listener (see [`listen`]) with its service on `workers` threads.
+    /// Serves each socket (see [`listen`]) with its service on `workers` threads.
     ///
     /// `background` gives each worker, by number, a task that it runs for as long as it lives.
     ///
     /// # Errors
     /// The system has no threads or file descriptors left.
     pub fn start<S: Serve, B>(
-        listeners: Vec<(StdListener, S)>,
+        listeners: Vec<(impl Into<Socket>, S)>,
         limits: HttpLimits,
         workers: usize,
         phase: watch::Sender<Phase>,
@@ -177,9 +177,13 @@ impl HttpServer {
         B: Future<Output = ()> + Send + 'static,
     {
         assert!(workers > 0, "somebody must serve");
+        let listeners: Vec<(Socket, S)> = listeners
+            .into_iter()
+            .map(|(listener, service)| (listener.into(), service))
+            .collect();
         let addresses = listeners
             .iter()
-            .map(|(listener, _)| listener.local_addr())
+            .filter_map(|(listener, _)| listener.address().transpose())
             .collect::<Result<_, _>>()?;
         let connections = Arc::new(AtomicUsize::new(0));
         let (end, ended) = std_mpsc::channel();
@@ -224,7 +228,7 @@ impl HttpServer {
     /// Accepts on a thread of its own, so that a busy worker does not keep newcomers waiting.
     fn open_gate<S: Serve>(
         &mut self,
-        listeners: Vec<(StdListener, S)>,
+        listeners: Vec<(Socket, S)>,
         doors: Vec<Door<S>>,
         connections_max: usize,
     ) -> io::Result<()> {
@@ -240,7 +244,7 @@ impl HttpServer {
         let guard = runtime.enter();
         let listeners = listeners
             .into_iter()
-            .map(|(listener, service)| Ok((TcpListener::from_std(listener)?, service)))
+            .map(|(listener, service)| Ok((listener.into_acceptor()?, service)))
             .collect::<io::Result<Vec<_>>>()?;
         drop(guard);
         let accept = move || {
@@ -256,7 +260,7 @@ impl HttpServer {
         Ok(())
     }
 
-    /// Where it listens, in the order of the listeners.
+    /// The ports on which it listens, in the order of the sockets.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
@@ -318,10 +322,10 @@ struct Gate<S> {
 }
 
 impl<S: Serve> Gate<S> {
-    async fn accept(self: Arc<Self>, listener: TcpListener, service: S) {
+    async fn accept(self: Arc<Self>, listener: Acceptor, service: S) {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => self.admit(stream, service.clone()),
+                Ok(stream) => self.admit(stream, service.clone()),
                 // The peer gave up before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
@@ -335,11 +339,10 @@ impl<S: Serve> Gate<S> {
     }
 
     /// Gives the connection to the worker that has the fewest; closes it if there are too many.
-    fn admit(&self, stream: TcpStream, service: S) {
+    fn admit(&self, stream: sockets::Accepted, service: S) {
         if self.connections.load(Ordering::Relaxed) >= self.connections_max {
             return;
         }
-        let Ok(stream) = stream.into_std() else { return };
         let fewest = |door: &&Door<S>| door.connections.load(Ordering::Relaxed);
         let door = self.doors.iter().min_by_key(fewest).expect("there is a worker");
         self.connections.fetch_add(1, Ordering::Relaxed);
@@ -392,15 +395,12 @@ async fn work<S: Serve>(
 
 /// One connection, from its first byte to its end.
 async fn converse<S: Serve>(
-    stream: StdStream,
+    stream: sockets::Accepted,
     service: S,
     limits: HttpLimits,
     mut phase: watch::Receiver<Phase>,
 ) -> Result<(), hyper::Error> {
-    let Ok(stream) = stream
-        .set_nodelay(true)
-        .and_then(|()| TcpStream::from_std(stream))
-    else {
+    let Ok(stream) = stream.into_connection() else {
         return Ok(());
     };
     let heard = tokio::time::timeout(limits.header_timeout, Heard::first_bytes(stream));
@@ -440,7 +440,7 @@ fn http2_builder(limits: &HttpLimits) -> http2::Builder<TokioExecutor> {
         .max_header_list_size(limits.header_bytes_max)
         .initial_stream_window_size(limits.stream_window_bytes)
         .initial_connection_window_size(limits.connection_window_bytes)
-        .keep_alive_interval(limits.ping_interval)
+        .keep_alive_interval(Some(limits.ping_interval).filter(|interval| !interval.is_zero()))
         .keep_alive_timeout(limits.ping_timeout)
         .auto_date_header(false);
     builder
@@ -461,12 +461,12 @@ struct Heard {
     /// What of `head` is there, and what of it was read again.
     filled: usize,
     taken: usize,
-    stream: TcpStream,
+    stream: Connection,
 }
 
 impl Heard {
     /// Reads until it is clear whether the client speaks HTTP/2.
-    async fn first_bytes(stream: TcpStream) -> io::Result<(Heard, bool)> {
+    async fn first_bytes(stream: Connection) -> io::Result<(Heard, bool)> {
         let mut heard = Heard {
             head: [0; PREFACE.len()],
             filled: 0,

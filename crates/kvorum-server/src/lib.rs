@@ -7,6 +7,8 @@ pub mod api;
 pub mod budget;
 pub mod compat;
 pub mod console;
+pub mod etcd_options;
+mod guard;
 pub mod handle;
 pub mod http;
 pub mod joining;
@@ -22,6 +24,7 @@ pub mod rest;
 pub mod routes;
 pub mod runtime;
 pub mod services;
+pub mod sockets;
 pub mod watching;
 
 pub use options::{Address, Founder, OptionsError, ServeOptions, SurfaceOptions};

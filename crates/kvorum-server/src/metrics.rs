@@ -213,9 +213,28 @@ impl Default for PerMethod {
 /// Something else that has figures to show.
 type Source = Box<dyn Fn(&mut Exposition) + Send + Sync>;
 
+/// How much is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Detail {
+    /// Show how long RPCs took, by method (etcd's `--metrics=extensive`).
+    pub rpc_durations: bool,
+    /// A unary RPC that takes longer is told in the log; zero: none is.
+    pub slow_request: Duration,
+}
+
+impl Default for Detail {
+    fn default() -> Self {
+        Detail {
+            rpc_durations: true,
+            slow_request: Duration::ZERO,
+        }
+    }
+}
+
 /// All figures of one member.
 #[derive(Default)]
 pub struct Metrics {
+    detail: Detail,
     methods: PerMethod,
     /// Puts, ranges, deletions and transactions applied or read on this member.
     pub puts: Counter,
@@ -254,6 +273,14 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// None yet.
+    pub fn new(detail: Detail) -> Self {
+        Metrics {
+            detail,
+            ..Metrics::default()
+        }
+    }
+
     /// Counts a call that starts now.
     #[allow(clippy::disallowed_methods)] // figures are for people: nothing replicated depends on them
     pub fn begin(&self, method: Method) -> Instant {
@@ -266,7 +293,18 @@ impl Metrics {
         let figures = &self.methods.0[method as usize];
         let code = result.as_ref().err().map_or(Code::Ok, Status::code);
         figures.handled[code as usize].add_one();
-        figures.duration.observe(started.elapsed());
+        let took = started.elapsed();
+        figures.duration.observe(took);
+        let (service, name, kind) = Method::ALL[method as usize];
+        let slow = self.detail.slow_request;
+        if !slow.is_zero() && took > slow && kind == "unary" {
+            tracing::warn!(
+                "time spent" = ?took,
+                "response type" = format!("/{service}/{name}"),
+                code = CODES[code as usize],
+                "a request took longer than {slow:?}"
+            );
+        }
         result
     }
 
@@ -344,12 +382,14 @@ impl Metrics {
                 family.sample(&[("grpc_code", code), method, service, kind], count.get());
             }
         }
-        let mut family = page.histogram(
-            "grpc_server_handling_seconds",
-            "Time that RPCs took on the server.",
-        );
-        for (name, figures) in rows().filter(|(_, figures)| figures.started.get() > 0) {
-            family.histogram(&labels(name), &figures.duration);
+        if self.detail.rpc_durations {
+            let mut family = page.histogram(
+                "grpc_server_handling_seconds",
+                "Time that RPCs took on the server.",
+            );
+            for (name, figures) in rows().filter(|(_, figures)| figures.started.get() > 0) {
+                family.histogram(&labels(name), &figures.duration);
+            }
         }
         page.counter("kvorum_rest_requests_total", "REST requests answered.")
             .sample(&[], self.rest_requests.get());

@@ -8,7 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvorum_model::{Alarm, MemberRecord};
 use kvorum_node::{AdminError, AdminReply, AdminRequest, NodeStatus};
@@ -19,6 +19,7 @@ use tonic::{Code, Status};
 
 use crate::api::Core;
 use crate::handle::ReplicaHandle;
+use crate::runtime::identity::etcd_member_id;
 
 /// Between two tries of a change.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -46,6 +47,36 @@ pub struct Operations {
     pub learners_max: usize,
     /// Make etcd's checks (`strict-reconfig-check`) for changes that are asked for by etcd's API.
     pub strict_reconfiguration: bool,
+    /// How members that are added get their IDs.
+    pub ids: MemberIds,
+    /// The names that HTTP requests may call this member by; none for all.
+    pub hosts: Vec<String>,
+    /// Whether etcd's gateway is served.
+    pub gateway: bool,
+}
+
+/// How a member that is added gets its ID.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemberIds {
+    /// From the cluster's counter.
+    #[default]
+    Counted,
+    /// By etcd's rule, from its peer URLs and the time.
+    Etcd,
+}
+
+impl MemberIds {
+    /// The ID of a member that is added now; 0: the leader gives it one.
+    pub(crate) fn choose(self, peer_urls: &[String]) -> u64 {
+        match self {
+            MemberIds::Counted => 0,
+            MemberIds::Etcd => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH);
+                let seconds = now.map_or(0, |since| since.as_secs());
+                etcd_member_id(peer_urls, "", Some(seconds))
+            }
+        }
+    }
 }
 
 /// How large the store may become, by `Status.dbSize`.
@@ -68,6 +99,9 @@ impl Default for Operations {
             quota: Quota::default(),
             learners_max: 1,
             strict_reconfiguration: true,
+            ids: MemberIds::default(),
+            hosts: Vec::new(),
+            gateway: true,
         }
     }
 }
@@ -167,6 +201,7 @@ pub(crate) async fn forwarded(
 
 fn encode(request: &AdminRequest, left: Duration) -> Result<PeerChangeRequest, Status> {
     let member = |record: &MemberRecord| Member {
+        id: record.id,
         name: record.name.clone(),
         peer_addresses: record.peer_addresses.clone(),
         suffrage: match record.promote_when_ready {
@@ -207,6 +242,7 @@ fn encode(request: &AdminRequest, left: Duration) -> Result<PeerChangeRequest, S
 fn decode(request: PeerChangeRequest) -> Result<AdminRequest, Status> {
     let record = |member: Member| MemberRecord {
         promote_when_ready: member.suffrage() == Suffrage::Voter,
+        id: member.id,
         name: member.name,
         peer_addresses: member.peer_addresses,
         ..MemberRecord::default()
@@ -283,6 +319,7 @@ mod tests {
     #[test]
     fn every_change_survives_the_way_to_the_leader() {
         let record = MemberRecord {
+            id: 17,
             name: "n4".into(),
             peer_addresses: vec!["a:1".into(), "b:2".into()],
             promote_when_ready: true,

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::etcd_options::{Endpoint, EtcdOptions, Serves};
 pub use crate::operations::Quota;
 
 /// Longest member name and cluster token, in bytes.
@@ -260,6 +261,8 @@ pub struct ServeOptions {
     pub log_bytes_max: usize,
     /// What the replaced systems' surfaces are told.
     pub surfaces: SurfaceOptions,
+    /// What a member in an etcd's place is told.
+    pub etcd: EtcdOptions,
 }
 
 impl Default for ServeOptions {
@@ -307,6 +310,7 @@ impl Default for ServeOptions {
             cache_bytes: 128 * MIB,
             log_bytes_max: 256 * MIB,
             surfaces: SurfaceOptions::default(),
+            etcd: EtcdOptions::default(),
         }
     }
 }
@@ -327,6 +331,16 @@ impl ServeOptions {
     pub fn founder_addresses(&self, founder: &Founder) -> Vec<String> {
         let Address { host, port } = &founder.address;
         let mut addresses = vec![founder.address.to_string()];
+        if let Some(identity) = &self.etcd.identity {
+            let urls = identity.urls(&founder.name).iter();
+            let others = urls.filter_map(|url| url.strip_prefix("http://"));
+            addresses.extend(
+                others
+                    .filter(|other| *other != addresses[0])
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>(),
+            );
+        }
         let is_bare = !host.contains(['.', ':']) && !host.eq_ignore_ascii_case("localhost");
         if is_bare && !self.peer_domain.is_empty() {
             addresses.push(Address::new(format!("{host}.{}", self.peer_domain), *port).to_string());
@@ -340,6 +354,20 @@ impl ServeOptions {
             Duration::ZERO => REQUEST_TIMEOUT + 2 * self.election_timeout,
             told => told,
         }
+    }
+
+    /// The ports on which the probes are served.
+    pub fn probe_addresses(&self) -> impl Iterator<Item = Address> {
+        let more = self
+            .etcd
+            .listeners
+            .iter()
+            .filter_map(|listener| match &listener.at {
+                Endpoint::Tcp(address) if listener.serves != Serves::Grpc => Some(address),
+                _ => None,
+            });
+        let all: Vec<Address> = self.listen_client.iter().chain(more).cloned().collect();
+        all.into_iter()
     }
 
     /// Whether peers and clients are served on one port.
@@ -359,6 +387,14 @@ impl ServeOptions {
             .clone()
             .or_else(listed)
             .unwrap_or_else(|| self.listen_peer.clone())
+    }
+
+    /// All addresses where peers reach this member.
+    pub fn peer_addresses(&self) -> Vec<Address> {
+        match &self.etcd.identity {
+            Some(identity) if !identity.advertise_peer.is_empty() => identity.advertise_peer.clone(),
+            _ => vec![self.peer_address()],
+        }
     }
 
     /// URLs for clients: as advertised, else `http://` and where it listens, with the host that peers use in
@@ -383,7 +419,8 @@ impl ServeOptions {
     /// The first thing that is wrong, in one line that names the option and says what to do.
     pub fn validate(&self) -> Result<(), OptionsError> {
         check_name("name", &self.name)?;
-        check_name("cluster-token", &self.cluster_token)?;
+        self.validate_token()?;
+        self.etcd.validate()?;
         self.validate_cluster()?;
         self.validate_listeners()?;
         self.validate_timing()?;
@@ -412,6 +449,18 @@ impl ServeOptions {
         })?;
         require(self.log_bytes_max >= 2 * self.memtable_bytes, || {
             "log-bytes-max must be at least twice memtable-bytes: raise it, or lower memtable-bytes".into()
+        })
+    }
+
+    /// etcd takes any token. It stands in a line of a file.
+    fn validate_token(&self) -> Result<(), OptionsError> {
+        let token = &self.cluster_token;
+        if self.etcd.identity.is_none() {
+            return check_name("cluster-token", token);
+        }
+        let is_legal = token.len() <= NAME_BYTES_MAX && !token.chars().any(char::is_control);
+        require(is_legal, || {
+            format!("initial-cluster-token must be at most {NAME_BYTES_MAX} bytes without control characters")
         })
     }
 
@@ -462,10 +511,19 @@ impl ServeOptions {
     }
 
     fn validate_listeners(&self) -> Result<(), OptionsError> {
-        require(!self.listen_client.is_empty(), || {
-            "listen-client is empty; write host:port".into()
-        })?;
+        let is_nowhere = self.listen_client.is_empty() && self.etcd.listeners.is_empty();
+        require(!is_nowhere, || "listen-client is empty; write host:port".into())?;
+        let more = self
+            .etcd
+            .listeners
+            .iter()
+            .filter_map(|listener| match &listener.at {
+                Endpoint::Tcp(address) => Some(("listen-client-urls", address)),
+                Endpoint::Unix(_) => None,
+            });
+        let peers = self.etcd.listen_peer_also.iter().map(|a| ("listen-peer-urls", a));
         let listeners = self.listen_client.iter().map(|a| ("listen-client", a));
+        let listeners = listeners.chain(more).chain(peers);
         let listeners = listeners.chain(
             self.listen_client_optional
                 .iter()
@@ -496,7 +554,8 @@ impl ServeOptions {
             let address = url
                 .strip_prefix("http://")
                 .and_then(|rest| rest.parse::<Address>().ok());
-            require(address.is_some_and(|a| a.port != 0), || {
+            let is_socket = url.strip_prefix("unix://").is_some_and(|path| !path.is_empty());
+            require(is_socket || address.is_some_and(|a| a.port != 0), || {
                 format!("advertise-client: `{url}` is not a URL like http://host:2379")
             })?;
         }

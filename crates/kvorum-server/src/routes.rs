@@ -52,6 +52,33 @@ pub trait Rest: Send + Sync {
     fn call(&self, request: Request<Incoming>) -> Answering;
 }
 
+/// A part of what another one answers: these paths and what lies below them.
+pub(crate) struct Only<R> {
+    inner: R,
+    paths: &'static [&'static str],
+}
+
+impl<R> Only<R> {
+    pub(crate) fn new(inner: R, paths: &'static [&'static str]) -> Self {
+        Only { inner, paths }
+    }
+}
+
+impl<R: Rest> Rest for Only<R> {
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        let path = request.uri().path();
+        let is_below = |own: &&str| {
+            path.strip_prefix(own)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        match self.paths.iter().any(is_below) {
+            true => self.inner.call(request),
+            // As Go's router says it.
+            false => Box::pin(async { plain(404, "404 page not found\n") }),
+        }
+    }
+}
+
 struct Entry {
     name: &'static str,
     service: Box<dyn Grpc>,

@@ -280,6 +280,9 @@ impl Host {
             batch_bytes_max: 4096,
             log_writes_open_max: 2,
             lease_checkpoint_interval: profile.lease_checkpoint_interval,
+            keeps_addresses: false,
+            compacts_by_age: true,
+            history_ms: kvorum_mvcc::HISTORY_MS,
         }
     }
 

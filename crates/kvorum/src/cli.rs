@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::{self, Code, Failure};
 use crate::verbs::ClientArgs;
-use crate::{bench, demo, serve, verbs};
+use crate::{bench, demo, etcd, serve, verbs};
 
 #[derive(Parser)]
 #[command(
@@ -29,6 +29,8 @@ struct Cli {
 pub enum Command {
     /// Run a member
     Serve(serve::ServeArgs),
+    /// Run a member in an etcd's place: by etcd's own flags, variables and file
+    Etcd(etcd::EtcdArgs),
     /// Run a cluster of real member processes on this machine, to try it out
     Demo(demo::DemoArgs),
     /// Print the effective configuration of `serve`, and where each value comes from
@@ -137,6 +139,7 @@ fn one_line(rendered: &str, args: &[OsString]) -> String {
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(args),
+        Command::Etcd(args) => etcd::run(&args),
         Command::Config(args) => serve::print_config(&args),
         Command::Bench(args) => bench::run(args),
         Command::Demo(args) => block_on(demo::run(args)),

@@ -19,7 +19,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use kvorum_server::ServeOptions;
 
 use settings::{Kind, TABLE};
-pub use settings::{LogFormat, LogOptions};
+pub use settings::{LogFormat, LogOptions, LogOutput};
 
 use crate::failure::Failure;
 use crate::start::{self, StoreFlags, Variables};

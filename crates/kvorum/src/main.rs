@@ -10,6 +10,7 @@ mod bench;
 mod cli;
 mod config;
 mod demo;
+mod etcd;
 mod failure;
 mod serve;
 mod start;

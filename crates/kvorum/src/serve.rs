@@ -3,6 +3,7 @@
 //!
 //! The first SIGTERM or SIGINT stops the member gracefully; a second one ends the process at once.
 
+mod log;
 mod notify;
 mod process;
 
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::config::{Config, Flags, LogFormat, LogOptions, Sources};
+use crate::config::{Config, Flags, Settings, Sources};
 use crate::failure::Failure;
 use crate::start::{EnvFile, StoreFlags, Variables};
 use crate::verbs::Output;
@@ -88,17 +89,43 @@ pub fn print_config(args: &ConfigArgs) -> Result<(), Failure> {
 
 /// Runs a member until it is told to stop.
 pub fn run(args: ServeArgs) -> Result<(), Failure> {
-    let config = args.source.load()?;
-    start_log(config.settings.log);
-    for warning in &config.warnings {
+    let Config {
+        settings,
+        warnings,
+        notes,
+        ..
+    } = args.source.load()?;
+    run_member(Run {
+        settings,
+        warnings,
+        notes,
+        until_stdin_closes: args.until_stdin_closes,
+    })
+}
+
+/// A member that is to be run.
+pub struct Run {
+    pub settings: Settings,
+    /// What was strange but no error, one line each.
+    pub warnings: Vec<String>,
+    /// What is worth a line in the log.
+    pub notes: Vec<String>,
+    /// It ends with its standard input.
+    pub until_stdin_closes: bool,
+}
+
+/// Runs a member until it is told to stop.
+pub fn run_member(run: Run) -> Result<(), Failure> {
+    log::start(&run.settings.log)?;
+    for warning in &run.warnings {
         tracing::warn!("{warning}");
     }
-    for note in &config.notes {
+    for note in &run.notes {
         tracing::info!("{note}");
     }
-    let mut options = config.settings.serve;
+    let mut options = run.settings.serve;
     // Deleted when this function returns.
-    let temporary = config.settings.in_memory.then(tempfile::tempdir).transpose();
+    let temporary = run.settings.in_memory.then(tempfile::tempdir).transpose();
     let temporary = temporary.map_err(|error| {
         Failure::error(format!(
             "cannot make a temporary directory: {}",
@@ -111,21 +138,10 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
     process::raise_open_files(options.connections_max);
     let stop = process::Stop::new();
     stop.on_signals()?;
-    if args.until_stdin_closes {
+    if run.until_stdin_closes {
         stop.on_stdin_closed(options.drain_timeout);
     }
-    notify::ready_when_served(&options.listen_client);
+    notify::ready_when_served(options.probe_addresses());
     let stopped = kvorum_server::runtime::serve(options, stop.requested());
     stopped.map_err(|error| Failure::error(error.to_string()))
-}
-
-fn start_log(options: LogOptions) {
-    use std::io::IsTerminal;
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(options.level)
-        .with_writer(std::io::stderr);
-    match options.format {
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
-    }
 }

@@ -23,7 +23,7 @@ use tonic::{Code, Status};
 
 use super::announcement;
 use super::handshake::{Acquaintance, read_u128};
-use super::identity::{Identity, IdentityError, founder_id, token_hash};
+use super::identity::{Identity, IdentityError, hash_of_founders, id_of_founder};
 use super::peers;
 use super::space::Need;
 use crate::options::ServeOptions;
@@ -79,6 +79,12 @@ pub enum StartError {
     /// Anything else, in words of its own.
     #[error("{0}")]
     Other(String),
+}
+
+/// Whether a directory has the data of a member, so that nothing that founds or joins a cluster counts any more.
+pub fn is_initialized(dir: &Path) -> bool {
+    let identity = Identity::load(&RealDisk, dir);
+    matches!(identity, Ok(Some(identity)) if identity.started)
 }
 
 /// As people count the space of disks, rounded up.
@@ -145,8 +151,14 @@ impl Directory {
         let known = Identity::load(&disk, &path).map_err(|error| trouble(error.to_string()))?;
         let identity = match known {
             // A beginning that never came to a log does not stand in the way of joining.
-            Some(identity) if identity.started || !(options.join || joins_by_itself(options)) => {
-                recognise(identity, options).map_err(trouble)?
+            Some(known) if known.started || !(options.join || joins_by_itself(options)) => {
+                let identity = recognise(known.clone(), options).map_err(trouble)?;
+                if identity != known {
+                    identity
+                        .store(&disk, &path)
+                        .map_err(|error| identity_trouble(&path, error))?;
+                }
+                identity
             }
             _ => {
                 for used in [Some(&path), options.log_dir.as_ref(), options.store_dir.as_ref()] {
@@ -361,7 +373,8 @@ fn refuse_strange_content(options: &ServeOptions, path: Option<&PathBuf>) -> Res
     let is_own = |entry: &Path| {
         let name = entry.file_name().unwrap_or_default();
         let mut parts = [&options.log_dir, &options.store_dir].into_iter().flatten();
-        ["lock", "identity", "identity.tmp"]
+        // The last one is the file system's own.
+        ["lock", "identity", "identity.tmp", "lost+found"]
             .iter()
             .any(|own| name == *own)
             || parts.any(|part| part.starts_with(entry))
@@ -384,6 +397,12 @@ fn refuse_strange_content(options: &ServeOptions, path: Option<&PathBuf>) -> Res
                     replace_it(&options.name)
                 ));
             }
+            if name == "member" && entry.is_dir() {
+                return Err(format!(
+                    "{place} holds `member`: the data of an etcd, which kvorum does not read; choose an empty \
+                     --data-dir, and copy the keys over with `etcdctl make-mirror`"
+                ));
+            }
             return Err(format!(
                 "{place} holds `{}` and no identity of a member; choose an empty --data-dir",
                 name.display()
@@ -394,7 +413,13 @@ fn refuse_strange_content(options: &ServeOptions, path: Option<&PathBuf>) -> Res
 }
 
 /// The directory's identity stands above the settings; settings of another member are refused.
-fn recognise(identity: Identity, options: &ServeOptions) -> Result<Identity, String> {
+fn recognise(mut identity: Identity, options: &ServeOptions) -> Result<Identity, String> {
+    if options.etcd.identity.is_some() && identity.started {
+        // As in etcd: it may have another name from now on, and the token is of no use any more.
+        tracing::info!("server has already been initialized: bootstrap settings are ignored");
+        identity.name = options.name.clone();
+        return Ok(identity);
+    }
     if identity.name != options.name {
         return Err(format!(
             "it belongs to member `{}`, not `{}`; check --name and --data-dir",
@@ -426,14 +451,14 @@ pub(super) fn found(options: &ServeOptions) -> Result<Identity, StartError> {
     let mut founders: Vec<u64> = options
         .founders()
         .iter()
-        .map(|founder| founder_id(token, &founder.name))
+        .map(|founder| id_of_founder(options, token, &founder.name))
         .collect();
     founders.sort_unstable();
     Ok(Identity {
-        member: founder_id(token, &options.name),
+        member: id_of_founder(options, token, &options.name),
         name: options.name.clone(),
         token: token.clone(),
-        token_hash: token_hash(token, &founders),
+        token_hash: hash_of_founders(options, token, &founders),
         cluster_uuid: 0,
         incarnation: incarnation()?,
         founders,
@@ -454,7 +479,7 @@ fn others(options: &ServeOptions) -> Vec<String> {
 /// Takes up the ID that was announced for this name.
 fn join(options: &ServeOptions, runtime: &tokio::runtime::Handle) -> Result<Identity, StartError> {
     let mut last = Status::unavailable("no peer is listed in --initial-cluster");
-    let own = vec![options.peer_address().to_string()];
+    let own: Vec<String> = options.peer_addresses().iter().map(ToString::to_string).collect();
     for address in others(options) {
         let hello = Acquaintance::joiner_hello(&options.name, own.clone());
         match runtime.block_on(peers::ask(&address, hello)) {

@@ -10,6 +10,8 @@ use std::path::Path;
 use kvorum_wal::disk::{Disk, read_file, replace_file_durably};
 use sha2::{Digest, Sha256};
 
+use crate::options::ServeOptions;
+
 const FORMAT: &str = "kvorum-identity 1";
 const FILE: &str = "identity";
 const FILE_BYTES_MAX: usize = 64 * 1024;
@@ -58,8 +60,48 @@ pub fn founder_id(token: &str, name: &str) -> u64 {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
     }
-    let bytes = hash.finalize();
-    u64::from_be_bytes(bytes[..8].try_into().expect("a SHA-256 has 32 bytes")).max(1)
+    first_8(&hash.finalize()).max(1)
+}
+
+/// etcd's ID of a member: the first 8 bytes of SHA-1(sorted peer URLs, cluster token and, of a member that was added
+/// later, Unix seconds in decimal), one after the other; 0 becomes 1. etcd leaves the token out where it adds one.
+pub(crate) fn etcd_member_id(peer_urls: &[String], token: &str, added_at_s: Option<u64>) -> u64 {
+    let mut urls = peer_urls.to_vec();
+    urls.sort();
+    let time = added_at_s.map_or(String::new(), |seconds| seconds.to_string());
+    first_8(&sha1::Sha1::digest(
+        [urls.concat().as_str(), token, &time].concat(),
+    ))
+    .max(1)
+}
+
+/// etcd's ID of a cluster: the first 8 bytes of SHA-1(sorted founder IDs, big-endian).
+pub(crate) fn etcd_cluster_id(founders: &[u64]) -> u64 {
+    let mut founders = founders.to_vec();
+    founders.sort_unstable();
+    let bytes: Vec<u8> = founders.iter().flat_map(|id| id.to_be_bytes()).collect();
+    first_8(&sha1::Sha1::digest(bytes))
+}
+
+fn first_8(hash: &[u8]) -> u64 {
+    u64::from_be_bytes(hash[..8].try_into().expect("a SHA has at least 20 bytes"))
+}
+
+/// The ID of a founder by the rule that the options name.
+pub(crate) fn id_of_founder(options: &ServeOptions, token: &str, name: &str) -> u64 {
+    match &options.etcd.identity {
+        Some(known) => etcd_member_id(known.urls(name), token, None),
+        None => founder_id(token, name),
+    }
+}
+
+/// [`token_hash`] by the rule that the options name: its first half is what the cluster's ID is.
+pub(crate) fn hash_of_founders(options: &ServeOptions, token: &str, founders: &[u64]) -> u128 {
+    let hash = token_hash(token, founders);
+    match options.etcd.identity {
+        Some(_) => u128::from(etcd_cluster_id(founders)) << 64 | hash & u128::from(u64::MAX),
+        None => hash,
+    }
 }
 
 /// What stands for the cluster until its UUID is known: a hash of token and sorted founder IDs.
@@ -188,6 +230,30 @@ mod tests {
             founders,
             started: true,
         }
+    }
+
+    /// What etcd 3.6 says of `--initial-cluster infra1=…,infra2=…,infra3=…`, from its documentation and from a start of it.
+    #[test]
+    fn ids_by_etcds_rule() {
+        let url = |port: u16| vec![format!("http://127.0.0.1:{port}")];
+        let ids = [12380, 22380, 32380].map(|port| etcd_member_id(&url(port), "etcd-cluster-1", None));
+        assert_eq!(
+            ids.map(|id| format!("{id:x}")),
+            ["8211f1d0f64f3269", "91bc3c398fb3c146", "fd422379fda50e48"]
+        );
+        assert_eq!(format!("{:x}", etcd_cluster_id(&ids)), "ef37ad9dc622a7c4");
+        let alone = etcd_member_id(&["http://localhost:2380".to_owned()], "etcd-cluster", None);
+        assert_eq!(format!("{alone:x}"), "8e9e05c52164694d");
+        assert_eq!(format!("{:x}", etcd_cluster_id(&[alone])), "cdf818194e3a8c32");
+        let two = ["http://b:1".to_owned(), "http://a:1".to_owned()];
+        assert_ne!(
+            etcd_member_id(&two, "", Some(1)),
+            etcd_member_id(&two, "", Some(2))
+        );
+        assert_eq!(
+            etcd_member_id(&two, "", Some(7)),
+            etcd_member_id(&["http://a:1http://b:17".to_owned()], "", None)
+        );
     }
 
     #[test]

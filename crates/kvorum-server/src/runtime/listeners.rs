@@ -6,20 +6,24 @@
 use std::net::TcpListener;
 
 use super::serve::ServeError;
+use crate::etcd_options::{Endpoint, Serves};
 use crate::http;
 use crate::options::ServeOptions;
+use crate::sockets::Socket;
 
 /// The bound sockets.
 pub(crate) struct Listeners {
     /// For clients, in the order of the options; those that could be had of the optional ones at the end.
     pub(crate) clients: Vec<ClientListener>,
-    /// For peers, if they have a port of their own.
-    pub(crate) peers: Option<TcpListener>,
+    /// For peers, if they have ports of their own.
+    pub(crate) peers: Vec<TcpListener>,
 }
 
 /// One socket for clients.
 pub(crate) struct ClientListener {
-    pub(crate) socket: TcpListener,
+    pub(crate) socket: Socket,
+    /// What is served on it.
+    pub(crate) serves: Serves,
     /// Whether peers are served on it, too.
     pub(crate) is_shared: bool,
 }
@@ -31,17 +35,23 @@ impl Listeners {
     /// The first address that cannot be had, in one line; an optional one is left out with a line in the log.
     pub(crate) fn open(options: &ServeOptions) -> Result<Listeners, ServeError> {
         let clients = Self::open_clients(options)?;
-        let peers = match options.shares_peer_port() {
-            true => None,
-            false => Some(http::listen("listen-peer", &options.listen_peer).map_err(ServeError::Listen)?),
-        };
-        Ok(Listeners { clients, peers })
+        let own = (!options.shares_peer_port()).then_some(&options.listen_peer);
+        let peers = own.into_iter().chain(&options.etcd.listen_peer_also);
+        let peers = peers.map(|address| http::listen("listen-peer", address).map_err(ServeError::Listen));
+        Ok(Listeners {
+            clients,
+            peers: peers.collect::<Result<_, _>>()?,
+        })
     }
 
     /// The socket on which peers are served, once more.
     pub(crate) fn peer_socket(&self) -> std::io::Result<TcpListener> {
         let shared = self.clients.iter().find(|client| client.is_shared);
-        let socket = self.peers.as_ref().or(shared.map(|client| &client.socket));
+        let shared = shared.and_then(|client| match &client.socket {
+            Socket::Tcp(socket) => Some(socket),
+            Socket::Unix(..) => None,
+        });
+        let socket = self.peers.first().or(shared);
         socket.expect("peers are served on one of them").try_clone()
     }
 
@@ -53,8 +63,27 @@ impl Listeners {
         let mut clients = Vec::new();
         for address in &options.listen_client {
             clients.push(ClientListener {
-                socket: http::listen("listen-client", address).map_err(ServeError::Listen)?,
+                socket: http::listen("listen-client", address)
+                    .map_err(ServeError::Listen)?
+                    .into(),
+                serves: Serves::All,
                 is_shared: *address == options.listen_peer,
+            });
+        }
+        for listener in &options.etcd.listeners {
+            let option = match listener.serves {
+                Serves::All | Serves::Grpc => "listen-client-urls",
+                Serves::Http => "listen-client-http-urls",
+                Serves::Metrics => "listen-metrics-urls",
+            };
+            let socket = match &listener.at {
+                Endpoint::Tcp(address) => http::listen(option, address).map(Socket::from),
+                Endpoint::Unix(path) => Socket::open_unix(option, path),
+            };
+            clients.push(ClientListener {
+                socket: socket.map_err(ServeError::Listen)?,
+                serves: listener.serves,
+                is_shared: false,
             });
         }
         for address in &options.listen_client_optional {
@@ -67,7 +96,8 @@ impl Listeners {
             }
             match http::listen("listen-client-optional", address) {
                 Ok(socket) => clients.push(ClientListener {
-                    socket,
+                    socket: socket.into(),
+                    serves: Serves::All,
                     is_shared: false,
                 }),
                 Err(why) => tracing::warn!("{address} is left out: {why}"),
@@ -95,7 +125,7 @@ mod tests {
             ..ServeOptions::default()
         };
         let opened = Listeners::open(&options).map_err(|e| e.to_string()).unwrap();
-        assert!(opened.peers.is_none(), "one port for both");
+        assert!(opened.peers.is_empty(), "one port for both");
         let shared: Vec<bool> = opened.clients.iter().map(|client| client.is_shared).collect();
         assert_eq!(
             shared,

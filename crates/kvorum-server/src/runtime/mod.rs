@@ -9,10 +9,11 @@
 mod announcement;
 mod apply_thread;
 mod clock;
+mod compactor;
 mod directory;
 mod figures;
 mod handshake;
-mod identity;
+pub(crate) mod identity;
 mod introduction;
 mod leadership;
 mod listeners;
@@ -26,8 +27,8 @@ mod snapshots;
 mod space;
 mod strangers;
 
-pub use directory::StartError;
+pub use directory::{StartError, is_initialized};
 pub(crate) use peer_service::PeerService;
 pub use replica_thread::End;
 pub use restore::{RestoreError, Restored, restore};
-pub use serve::{ServeError, serve};
+pub use serve::{ETCD_VERSION, ServeError, serve};

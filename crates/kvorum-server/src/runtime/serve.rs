@@ -18,11 +18,10 @@ use tokio::sync::{oneshot, watch};
 use tonic::Status;
 
 use super::apply_thread::{Applier, ApplyWork, Rewrite};
-use super::clock;
 use super::directory::{Directory, StartError};
 use super::figures::LogFigures;
 use super::handshake::Acquaintance;
-use super::identity::founder_id;
+use super::identity::id_of_founder;
 use super::introduction;
 use super::leadership::Leadership;
 use super::listeners::{ClientListener, Listeners};
@@ -32,15 +31,17 @@ use super::peers::{FRAME_BYTES_MAX, Inbox, OnEnd, PeerNet, PeerTimeouts, WINDOW_
 use super::replica_thread::{self, End, OnCluster, Outlets};
 use super::snapshots::{Built, SnapshotReceiver, SnapshotSender, Stage};
 use super::space::SpaceWatch;
+use super::{clock, compactor};
 use crate::api::{self, Core};
 use crate::budget::Budget;
+use crate::etcd_options::{Serves, WATCH_PROGRESS_MIN};
 use crate::handle::{
     HandleOptions, Identity as Shown, ReplicaHandle, ReplicaPort, StoreFigures, replica_handle,
 };
 use crate::http::{HttpLimits, HttpServer, Phase};
 use crate::mailbox::Mailbox;
-use crate::metrics::Metrics;
-use crate::operations::Operations;
+use crate::metrics::{Detail, Metrics};
+use crate::operations::{MemberIds, Operations};
 use crate::options::ServeOptions;
 use crate::reads::Reads;
 use crate::routes::RoutesBuilder;
@@ -52,8 +53,6 @@ pub const ETCD_VERSION: &str = "3.6.12";
 const FEATURE_LEVEL: u32 = 1;
 /// Longest a stopping leader waits for its successor.
 const HANDOVER: Duration = Duration::from_secs(2);
-/// How often watchers with `progress_notify` hear how far they are (etcd's default).
-const WATCH_PROGRESS: Duration = Duration::from_secs(600);
 /// How often what remains of a long lease is written down, in µs (etcd's default).
 const LEASE_CHECKPOINT_INTERVAL: u64 = 300_000_000;
 /// Between two looks at whether a newcomer votes.
@@ -107,7 +106,7 @@ pub fn serve(
             learned => options.initial_cluster = learned?,
         }
     }
-    let member = match Member::start(&options, &runtime, listeners.peers.take(), &stopped) {
+    let member = match Member::start(&options, &runtime, std::mem::take(&mut listeners.peers), &stopped) {
         Err(ServeError::Start(StartError::Stopped)) => return Ok(()),
         member => member?,
     };
@@ -119,7 +118,11 @@ pub fn serve(
         }
     }
     let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);
-    let server = member.open_client_port(&options, listeners.clients, workers)?;
+    let core = member.core(&options);
+    let server = member.open_client_port(&core, &options, listeners.clients, workers)?;
+    if let Some(policy) = options.etcd.compaction {
+        runtime.spawn(compactor::run(core, policy));
+    }
     tracing::info!(
         name = options.name,
         member = %format_args!("{:016x}", member.handle.identity().member_id),
@@ -194,7 +197,7 @@ impl Member {
     fn start(
         options: &ServeOptions,
         runtime: &tokio::runtime::Runtime,
-        peer_listener: Option<std::net::TcpListener>,
+        peer_listeners: Vec<std::net::TcpListener>,
         stopped: &watch::Receiver<bool>,
     ) -> Result<Member, ServeError> {
         let runtime = runtime.handle().clone();
@@ -242,6 +245,7 @@ impl Member {
             shards: workers,
             requests_max: options.requests_max,
             request_bytes_max: options.request_bytes_max,
+            txn_ops_max: options.etcd.txn_ops_max,
             request_timeout: options.request_limit(),
         };
         let (handle, port) = replica_handle(
@@ -263,7 +267,10 @@ impl Member {
             Arc::new(move |end| ending.tell(end))
         };
 
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics::new(Detail {
+            rpc_durations: options.etcd.rpc_durations,
+            slow_request: options.etcd.slow_request,
+        }));
         metrics
             .committed_before
             .store(handle.status().commit, Ordering::Relaxed);
@@ -307,8 +314,8 @@ impl Member {
         ))
         .max_decoding_message_size(FRAME_BYTES_MAX)
         .max_encoding_message_size(FRAME_BYTES_MAX);
-        let peer_port = peer_listener
-            .map(|listener| open_peer_port(listener, peer_service.clone()))
+        let peer_port = (!peer_listeners.is_empty())
+            .then(|| open_peer_port(peer_listeners, peer_service.clone()))
             .transpose()?;
 
         let (log_work, log_queue) = mpsc::channel();
@@ -323,7 +330,7 @@ impl Member {
         let (watch, watch_driver) = watch_hub(
             apply.machine().reader(),
             hub_options,
-            WATCH_PROGRESS,
+            options.etcd.watch_progress.max(WATCH_PROGRESS_MIN),
             metrics.clone(),
         );
         let sender = SnapshotSender {
@@ -348,7 +355,7 @@ impl Member {
                 ending.clone(),
             ),
             publish: {
-                let (port, leadership) = (port.clone(), Leadership::default());
+                let (port, leadership) = (port.clone(), Leadership::new(&options.etcd.version));
                 Box::new(move |status| {
                     leadership.note(&status);
                     port.publish_node(status);
@@ -423,18 +430,15 @@ impl Member {
         })
     }
 
-    fn open_client_port(
-        &self,
-        options: &ServeOptions,
-        listeners: Vec<ClientListener>,
-        workers: usize,
-    ) -> Result<HttpServer, ServeError> {
-        let core = Core {
+    /// What the services share.
+    fn core(&self, options: &ServeOptions) -> Core {
+        Core {
             handle: self.handle.clone(),
             reads: Reads::new(self.handle.clone(), Budget::new(options.range_bytes_max)),
             metrics: self.metrics.clone(),
             phase: self.phase.subscribe(),
-            etcd_version: ETCD_VERSION,
+            // One short text for the life of the process.
+            etcd_version: options.etcd.version.clone().leak(),
             started: Instant::now(),
             surfaces: Arc::new(options.surfaces.clone()),
             forward_join: {
@@ -445,15 +449,30 @@ impl Member {
                 })
             },
             operations: self.operations(options),
-        };
-        let routes = api::routes(&core, self.watch.clone());
-        let shared = api::routes_with(&core, self.watch.clone(), self.peer_service.clone());
+        }
+    }
+
+    fn open_client_port(
+        &self,
+        core: &Core,
+        options: &ServeOptions,
+        listeners: Vec<ClientListener>,
+        workers: usize,
+    ) -> Result<HttpServer, ServeError> {
+        let shared = api::routes_with(core, self.watch.clone(), self.peer_service.clone());
+        let tables = Serves::ALL.map(|serves| api::routes_of(core, self.watch.clone(), serves));
         let listeners = listeners.into_iter().map(|listener| {
-            let routes = if listener.is_shared { &shared } else { &routes };
+            let routes = match listener.is_shared {
+                true => &shared,
+                false => &tables[listener.serves as usize],
+            };
             (listener.socket, routes.clone())
         });
         let limits = HttpLimits {
             connections_max: options.connections_max,
+            streams_max: options.etcd.streams_max,
+            ping_interval: options.etcd.ping_interval,
+            ping_timeout: options.etcd.ping_timeout,
             ..HttpLimits::default()
         };
         let pending = self.port.pending().clone();
@@ -507,7 +526,14 @@ impl Member {
                 Box::pin(defragmented(receiver))
             }),
             quota: options.quota,
-            ..Operations::default()
+            learners_max: options.etcd.learners_max,
+            strict_reconfiguration: options.etcd.strict_reconfiguration,
+            ids: match options.etcd.identity {
+                Some(_) => MemberIds::Etcd,
+                None => MemberIds::Counted,
+            },
+            hosts: options.etcd.hosts.clone(),
+            gateway: options.etcd.gateway,
         }
     }
 
@@ -641,7 +667,7 @@ fn peers(
 ) -> BTreeMap<u64, Vec<String>> {
     let mut peers = BTreeMap::new();
     for founder in options.founders() {
-        let id = founder_id(&identity.token, &founder.name);
+        let id = id_of_founder(options, &identity.token, &founder.name);
         if identity.founders.contains(&id) && id != identity.member && !cluster.removed.contains(&id) {
             peers.insert(id, options.founder_addresses(&founder));
         }
@@ -676,7 +702,7 @@ fn node_options(
         seed: random()? as u64,
         election_timeout: options.election_timeout.as_micros() as u64,
         heartbeat_interval: options.heartbeat_interval.as_micros() as u64,
-        pre_vote: true,
+        pre_vote: options.etcd.pre_vote,
         lease_reads: options.lease_reads,
         append_bytes_max: MIB,
         append_entries_max: options.append_entries_max,
@@ -693,7 +719,7 @@ fn node_options(
     let record = MemberRecord {
         id: identity.member,
         name: identity.name.clone(),
-        peer_addresses: vec![options.peer_address().to_string()],
+        peer_addresses: options.peer_addresses().iter().map(ToString::to_string).collect(),
         client_urls: options.client_urls(),
         incarnation: identity.incarnation,
         feature_level: FEATURE_LEVEL,
@@ -708,11 +734,14 @@ fn node_options(
         batch_bytes_max: 4 * MIB,
         log_writes_open_max: 2,
         lease_checkpoint_interval: LEASE_CHECKPOINT_INTERVAL,
+        keeps_addresses: options.etcd.identity.is_some(),
+        compacts_by_age: options.etcd.compaction.is_none(),
+        history_ms: u64::try_from(options.history.as_millis()).unwrap_or(u64::MAX),
     })
 }
 
 fn open_peer_port(
-    listener: std::net::TcpListener,
+    listeners: Vec<std::net::TcpListener>,
     service: PeerServer<PeerService>,
 ) -> Result<HttpServer, ServeError> {
     let routes = RoutesBuilder::default()
@@ -728,8 +757,7 @@ fn open_peer_port(
         ..HttpLimits::default()
     };
     let (phase, _) = watch::channel(Phase::Serving);
-    HttpServer::start(vec![(listener, routes)], limits, 1, phase, |_| {
-        std::future::pending()
-    })
-    .map_err(|error| ServeError::Listen(format!("cannot start the peer port's threads: {error}")))
+    let listeners = listeners.into_iter().map(|listener| (listener, routes.clone()));
+    HttpServer::start(listeners.collect(), limits, 1, phase, |_| std::future::pending())
+        .map_err(|error| ServeError::Listen(format!("cannot start the peer port's threads: {error}")))
 }

@@ -95,8 +95,15 @@ impl ClusterService {
     async fn add(&self, request: Request<pb::MemberAddRequest>) -> Result<pb::MemberAddResponse, Status> {
         let context = Context::of(&request, &self.0.handle)?;
         let request = request.into_inner();
+        let peer_addresses = addresses(&request.peer_ur_ls)?;
+        let urls: Vec<String> = request
+            .peer_ur_ls
+            .iter()
+            .map(|url| url.trim().to_owned())
+            .collect();
         let record = MemberRecord {
-            peer_addresses: addresses(&request.peer_ur_ls)?,
+            id: self.0.operations.ids.choose(&urls),
+            peer_addresses,
             promote_when_ready: !request.is_learner,
             ..MemberRecord::default()
         };

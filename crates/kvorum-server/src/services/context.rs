@@ -28,6 +28,16 @@ impl Context {
         Context::from_headers(request.metadata().as_ref(), handle)
     }
 
+    /// Of a request that this member makes by itself.
+    pub(crate) fn of_member(handle: &ReplicaHandle) -> Context {
+        Context {
+            deadline: handle.deadline(None),
+            session: None,
+            local: false,
+            require_leader: true,
+        }
+    }
+
     /// From the header of a REST request.
     pub(crate) fn from_headers(headers: &HeaderMap, handle: &ReplicaHandle) -> Result<Context, Status> {
         let wanted = timeout_of(headers);

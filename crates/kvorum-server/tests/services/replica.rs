@@ -162,6 +162,7 @@ impl Server {
             shards: setting.workers,
             requests_max: setting.requests_max,
             request_bytes_max: setting.request_bytes_max,
+            txn_ops_max: kvorum_model::limits::TXN_OPS_MAX,
             request_timeout: setting.request_timeout,
         };
         let figures = StoreFigures {

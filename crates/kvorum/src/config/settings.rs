@@ -17,9 +17,42 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where log lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogOutput {
+    Stderr,
+    Stdout,
+    /// Appended to this file.
+    File(PathBuf),
+}
+
+impl Display for LogOutput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LogOutput::Stderr => f.write_str("stderr"),
+            LogOutput::Stdout => f.write_str("stdout"),
+            LogOutput::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl FromStr for LogOutput {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "stderr" => LogOutput::Stderr,
+            "stdout" => LogOutput::Stdout,
+            path => LogOutput::File(path.into()),
+        })
+    }
+}
+
 /// What is logged, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogOptions {
+    /// Where lines go; at least one.
+    pub outputs: Vec<LogOutput>,
     /// How lines look.
     pub format: LogFormat,
     /// The least important level that is shown.
@@ -29,6 +62,7 @@ pub struct LogOptions {
 impl Default for LogOptions {
     fn default() -> Self {
         LogOptions {
+            outputs: vec![LogOutput::Stderr],
             format: LogFormat::Text,
             level: tracing::Level::INFO,
         }
@@ -414,6 +448,30 @@ pub(super) static TABLE: &[Setting] = &[
         |text: &str| text
             .parse()
             .map_err(|_| format!("`{text}` is none of error, warn, info, debug, trace"))
+    ),
+    setting!(
+        "log-outputs",
+        "OUTPUT,...",
+        List,
+        "Where log lines go: stderr, stdout, or a file to append to",
+        log.outputs,
+        |all: &Vec<_>| joined(all),
+        |text: &str| match list(text)? {
+            none if none.is_empty() => Err("name stderr, stdout or a file".to_owned()),
+            all => Ok(all),
+        }
+    ),
+    setting!(
+        "compat-version",
+        "X.Y.Z",
+        Text,
+        "The etcd version that this member says it is",
+        serve.etcd.version,
+        String::to_owned,
+        |text: &str| match kvorum_server::etcd_options::check_version(text) {
+            Ok(()) => Ok(text.to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
     ),
     size!("request-bytes-max", "Largest request", serve.request_bytes_max),
     number!(

@@ -35,11 +35,11 @@ fn send_to(path: &std::ffi::OsStr, state: &str) -> std::io::Result<()> {
 }
 
 /// Announces `READY=1` once the member serves clients: once `/livez` is answered.
-pub fn ready_when_served(listeners: &[Address]) {
+pub fn ready_when_served(mut listeners: impl Iterator<Item = Address>) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
-    let Some(address) = listeners.iter().find(|address| address.port != 0).cloned() else {
+    let Some(address) = listeners.find(|address| address.port != 0) else {
         return;
     };
     let watch = move || {

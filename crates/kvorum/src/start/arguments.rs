@@ -5,6 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use super::REPLACED;
+use crate::etcd;
 
 /// Arguments of the program itself, not of `serve`.
 const OWN: [&str; 4] = ["-h", "--help", "-V", "--version"];
@@ -18,6 +19,10 @@ pub fn arguments(mut args: Vec<OsString>, is_set: impl Fn(&str) -> bool) -> Vec<
     let name = args
         .first()
         .and_then(|program| Path::new(program).file_name()?.to_str());
+    if name == Some(etcd::NAME) {
+        args.insert(1, etcd::NAME.into());
+        return args;
+    }
     let replaced = REPLACED.into_iter().find(|replaced| name == Some(*replaced));
     let asks_itself = |arg: &OsString| OWN.iter().any(|own| arg == own);
     let serves = match args.get(1) {
@@ -88,6 +93,18 @@ mod tests {
             &["RAFT_ID"],
             "/x/raft-kv serve --started-as=raft-kv",
         );
+    }
+
+    #[test]
+    fn what_is_called_etcd_takes_etcds_flags() {
+        check("etcd", &["RAFT_ID"], "etcd etcd");
+        check(
+            "/usr/bin/etcd -name a --version",
+            &[],
+            "/usr/bin/etcd etcd -name a --version",
+        );
+        check("kvorum etcd -name a", &[], "kvorum etcd -name a");
+        check("etcdctl get", &[], "etcdctl get");
     }
 
     #[test]

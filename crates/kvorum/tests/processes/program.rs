@@ -29,7 +29,9 @@ pub fn command(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
 
 /// Keeps the settings of this shell from a command.
 pub fn clean(command: &mut Command) {
-    const PREFIXES: [&str; 6] = ["KVORUM_", "RAFT_", "BADGER_", "SERVER_", "SERVICE_", "ROUTER_"];
+    const PREFIXES: [&str; 7] = [
+        "KVORUM_", "RAFT_", "BADGER_", "SERVER_", "SERVICE_", "ROUTER_", "ETCD_",
+    ];
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text == "LOG_LEVEL" || PREFIXES.iter().any(|prefix| text.starts_with(prefix)) {
