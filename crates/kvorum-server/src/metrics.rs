@@ -193,6 +193,9 @@ const CODES: [&str; 17] = [
     "Unauthenticated",
 ];
 
+/// The methods of REST requests; the last one stands for all others.
+const REST_METHODS: [&str; 4] = ["GET", "POST", "DELETE", "other"];
+
 #[derive(Debug, Default)]
 struct MethodFigures {
     started: Counter,
@@ -267,8 +270,8 @@ pub struct Metrics {
     /// The commit index at the start of this process: what was committed since counts. (A commit index may come
     /// back a little lower from a crash, and a counter that falls a little is taken for one that began anew.)
     pub committed_before: AtomicU64,
-    /// REST requests answered.
-    pub rest_requests: Counter,
+    /// Of REST requests, by method.
+    rest: [Histogram; REST_METHODS.len()],
     sources: Mutex<Vec<Source>>,
 }
 
@@ -306,6 +309,17 @@ impl Metrics {
             );
         }
         result
+    }
+
+    /// Carries a REST request out, and counts it.
+    #[allow(clippy::disallowed_methods)] // as in `begin`
+    pub async fn rest<T>(&self, method: &http::Method, answering: impl Future<Output = T>) -> T {
+        let started = Instant::now();
+        let answer = answering.await;
+        let others = REST_METHODS.len() - 1;
+        let index = REST_METHODS[..others].iter().position(|name| method == name);
+        self.rest[index.unwrap_or(others)].observe(started.elapsed());
+        answer
     }
 
     /// Counts what was applied, whoever asked for it.
@@ -391,8 +405,10 @@ impl Metrics {
                 family.histogram(&labels(name), &figures.duration);
             }
         }
-        page.counter("kvorum_rest_requests_total", "REST requests answered.")
-            .sample(&[], self.rest_requests.get());
+        let mut family = page.histogram("kvorum_rest_handling_seconds", "Time that REST requests took.");
+        for (method, figures) in REST_METHODS.iter().zip(&self.rest) {
+            family.histogram(&[("method", method)], figures);
+        }
     }
 
     fn render_replica(&self, page: &mut Exposition, handle: &ReplicaHandle) {

@@ -49,8 +49,8 @@ impl Rest for RestApi {
     fn call(&self, request: Request<Incoming>) -> Answering {
         let core = self.0.clone();
         Box::pin(async move {
-            core.metrics.rest_requests.add_one();
-            route(&core, request).await
+            let method = request.method().clone();
+            core.metrics.rest(&method, route(&core, request)).await
         })
     }
 }

@@ -375,6 +375,24 @@ async fn what_a_member_says_about_itself_holds_the_writes_that_it_answered() {
     }
 }
 
+/// The dashboard's latency was that of gRPC alone, which users of REST never call.
+#[tokio::test]
+async fn rest_requests_are_timed_by_their_method() {
+    let server = Server::start();
+    assert_eq!(post(&server, r#"{"key":"a","value":"1"}"#).await.status, 200);
+    for _ in 0..2 {
+        assert_eq!(get(&server, "/kv/a").await.status, 200);
+    }
+    assert_eq!(send(&server, "PATCH", "/kv", "", b"").await.status, 405);
+    let page = get(&server, "/metrics").await.body;
+    for (method, count) in [("GET", 2), ("POST", 1), ("DELETE", 0), ("other", 1)] {
+        let line = format!("kvorum_rest_handling_seconds_count{{method=\"{method}\"}} {count}\n");
+        assert!(page.contains(&line), "{line} is missing: {page}");
+        let all = format!("kvorum_rest_handling_seconds_bucket{{method=\"{method}\",le=\"+Inf\"}} {count}\n");
+        assert!(page.contains(&all), "{all} is missing: {page}");
+    }
+}
+
 #[tokio::test]
 async fn what_a_member_says_about_itself() {
     let server = Server::start();
