@@ -4,7 +4,7 @@
 //! It calls only members: those it was started with and those that they name. It answers only pages of its own: a
 //! page of someone else that a browser on this machine shows can neither read nor write through it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tonic::body::Body;
 
 use super::{CONFIG, PATH, Shown, config, file};
@@ -43,6 +44,8 @@ struct Shared {
     endpoints: Vec<String>,
     /// Those, and the ones that they named.
     known: Mutex<BTreeSet<String>>,
+    /// Of the endpoints that are not as members name them: whose they are.
+    names: Mutex<BTreeMap<String, String>>,
     /// Whether the members named by members are shown too.
     discover: bool,
 }
@@ -54,6 +57,7 @@ impl Ui {
         Ui(Arc::new(Shared {
             endpoints,
             known,
+            names: Mutex::default(),
             discover,
         }))
     }
@@ -111,21 +115,41 @@ impl Shared {
                 break;
             }
         }
-        for endpoint in &self.endpoints {
-            if members.iter().all(|member| member.address != *endpoint) {
-                members.push(Shown {
-                    name: endpoint.clone(),
-                    address: endpoint.clone(),
-                    base: String::new(),
-                });
-            }
+        if !members.is_empty() {
+            self.learn_names(&members).await;
         }
+        merge(
+            &mut members,
+            &self.endpoints,
+            &self.names.lock().expect("no panic while held"),
+        );
         let mut known = self.known.lock().expect("no panic while held");
         for member in &mut members {
             member.base = format!("{VIA}{}", member.address);
             known.insert(member.address.clone());
         }
         members
+    }
+
+    /// Asks the endpoints that no member names whose they are, unless they have said so already.
+    async fn learn_names(&self, members: &[Shown]) {
+        let unknown = {
+            let names = self.names.lock().expect("no panic while held");
+            let is_listed = |endpoint: &String| members.iter().any(|member| member.address == *endpoint);
+            let mut unknown = self.endpoints.clone();
+            unknown.retain(|endpoint| !is_listed(endpoint) && !names.contains_key(endpoint));
+            unknown
+        };
+        let mut asked = JoinSet::new();
+        for endpoint in unknown {
+            asked.spawn(async move { (name_of(&endpoint).await, endpoint) });
+        }
+        for (name, endpoint) in asked.join_all().await {
+            if let Ok(name) = name {
+                let mut names = self.names.lock().expect("no panic while held");
+                names.insert(endpoint, name);
+            }
+        }
     }
 
     /// `rest` is `host:port/path`.
@@ -189,6 +213,40 @@ fn is_own_page(headers: &HeaderMap) -> Result<(), &'static str> {
         }
         _ => Ok(()),
     }
+}
+
+/// Adds the endpoints to the members that are listed. Where an endpoint's member is listed under another address, the
+/// endpoint takes its place: whoever gave it can reach it.
+fn merge(members: &mut Vec<Shown>, endpoints: &[String], names: &BTreeMap<String, String>) {
+    let mut placed = BTreeSet::new();
+    for endpoint in endpoints {
+        let name = names.get(endpoint);
+        if let Some(member) = members.iter().find(|member| member.address == *endpoint) {
+            placed.insert(member.name.clone());
+        } else if let Some(member) = members.iter_mut().find(|member| name == Some(&member.name)) {
+            if placed.insert(member.name.clone()) {
+                member.address.clone_from(endpoint);
+            }
+        } else {
+            members.push(Shown {
+                name: name.unwrap_or(endpoint).clone(),
+                address: endpoint.clone(),
+                base: String::new(),
+            });
+        }
+    }
+}
+
+/// What the member at this endpoint calls itself.
+async fn name_of(endpoint: &str) -> Result<String, String> {
+    #[derive(Deserialize)]
+    struct Status {
+        node_id: String,
+    }
+    let asked = tokio::time::timeout(LIST_TIMEOUT, ask(endpoint, Request::get("/status"), Bytes::new()));
+    let (_, _, body) = asked.await.map_err(|_| "no answer in time".to_owned())??;
+    let status: Status = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+    Ok(status.node_id)
 }
 
 /// The members as one of them lists them.
@@ -259,6 +317,33 @@ async fn ask(address: &str, call: http::request::Builder, body: Bytes) -> Result
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    /// Once, members whose HTTP port was given, and whose list names their gRPC ports, were shown twice.
+    #[test]
+    fn a_member_is_shown_once_under_whatever_address_it_was_given() {
+        let listed = |number: u16| Shown {
+            name: number.to_string(),
+            address: format!("10.0.0.{number}:8000"),
+            base: String::new(),
+        };
+        let endpoints = ["h:7001", "10.0.0.2:8000", "h:7002", "h:7003", "h:7009"].map(str::to_owned);
+        let names = [("h:7001", "1"), ("h:7002", "2"), ("h:7003", "7")];
+        let names = names.map(|(endpoint, name)| (endpoint.to_owned(), name.to_owned()));
+        let mut members = vec![listed(1), listed(2), listed(3)];
+        merge(&mut members, &endpoints, &names.into());
+        let shown: Vec<(&str, &str)> = members
+            .iter()
+            .map(|member| (member.name.as_str(), member.address.as_str()))
+            .collect();
+        let expected = [
+            ("1", "h:7001"),
+            ("2", "10.0.0.2:8000"),
+            ("3", "10.0.0.3:8000"),
+            ("7", "h:7003"),
+            ("h:7009", "h:7009"),
+        ];
+        assert_eq!(shown, expected);
+    }
 
     #[test]
     fn only_its_own_pages_are_served() {
