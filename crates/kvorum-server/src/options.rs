@@ -60,6 +60,14 @@ impl Address {
         self.host == EVERY_INTERFACE || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
     }
 
+    /// Whether not both can be listened on by one process, as far as the words tell.
+    pub fn collides(&self, other: &Address) -> bool {
+        let all = self.is_unspecified() || other.is_unspecified();
+        let is_local = |a: &Address| a.host.eq_ignore_ascii_case("localhost") || a.host == "127.0.0.1";
+        let same = self.host.eq_ignore_ascii_case(&other.host) || (is_local(self) && is_local(other));
+        self.port == other.port && self.port != 0 && (all || same)
+    }
+
     /// Asks the system's resolver; blocks. Every interface is `[::]`, which takes IPv4 along, or else `0.0.0.0`.
     pub fn resolve(&self) -> std::io::Result<Vec<SocketAddr>> {
         if self.host == EVERY_INTERFACE {
@@ -239,6 +247,9 @@ pub struct ServeOptions {
     /// Longest a request waits, if its caller sets no shorter deadline; zero: as in etcd, see
     /// [`ServeOptions::request_limit`].
     pub request_timeout: Duration,
+    /// Before this member founds a cluster on an empty directory it listens so long whether members of a running one
+    /// call it, and joins that one then; zero: it founds at once.
+    pub listen_before_founding: Duration,
     /// Longest a graceful stop takes: leadership handed over, connections drained.
     pub drain_timeout: Duration,
     /// Largest request, encoded, in bytes.
@@ -299,6 +310,7 @@ impl Default for ServeOptions {
             quota: Quota::default(),
             history: Duration::from_secs(3600),
             request_timeout: Duration::ZERO,
+            listen_before_founding: Duration::ZERO,
             drain_timeout: Duration::from_secs(10),
             request_bytes_max: kvorum_model::limits::REQUEST_BYTES_MAX,
             requests_max: 65_536,
@@ -537,6 +549,20 @@ impl ServeOptions {
                 )
             })?;
         }
+        for (i, address) in self.listen_client.iter().enumerate() {
+            for earlier in &self.listen_client[..i] {
+                require(!address.collides(earlier), || {
+                    format!("listen-client names {earlier} and {address}: that is one port; leave one out")
+                })?;
+            }
+            let peer = &self.listen_peer;
+            require(address == peer || !address.collides(peer), || {
+                format!(
+                    "listen-client {address} and listen-peer {peer} are one port; write the same for both, or give \
+                     each its own"
+                )
+            })?;
+        }
         require(!(self.serve_when_voter && self.shares_peer_port()), || {
             "serve-when-voter needs a listen-peer of its own: others must reach this member before it votes"
                 .into()
@@ -702,6 +728,14 @@ mod tests {
             "listen-peer of its own",
         );
         check(|o| o.listen_client.clear(), "listen-client is empty");
+        check(
+            |o| o.listen_client.push(Address::new("localhost", 2379)),
+            "listen-client names 127.0.0.1:2379 and localhost:2379",
+        );
+        check(
+            |o| o.listen_peer = Address::new("localhost", 2379),
+            "listen-client 127.0.0.1:2379 and listen-peer localhost:2379 are one port",
+        );
         check(
             |o| o.listen_client.push(Address::new("0.0.0.0", 1)),
             "allow-plaintext",

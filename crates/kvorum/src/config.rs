@@ -102,7 +102,71 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// What is worth a line in the log.
     pub notes: Vec<String>,
+    /// What the user calls our settings.
+    pub words: UsersWords,
+}
+
+/// What the user calls our settings.
+#[derive(Clone, Debug, Default)]
+pub struct UsersWords {
     origins: BTreeMap<&'static str, Origin>,
+    /// Addresses of a setting that holds several: setting, address, flag or variable.
+    called: Vec<(&'static str, String, &'static str)>,
+}
+
+impl UsersWords {
+    /// A message with the names of our settings, in the words of who reads it: where a setting came from another flag
+    /// or variable, that one is named.
+    pub fn put_into(&self, text: &str) -> String {
+        let mut keys: Vec<&'static str> = TABLE.iter().map(|setting| setting.key).collect();
+        // A key that another one begins with comes after it.
+        keys.sort_unstable_by_key(|key| std::cmp::Reverse(key.len()));
+        let mut text = text.to_owned();
+        for key in keys {
+            if let Some(word) = self.word(key, &text) {
+                text = replaced(&text, key, &word);
+            }
+        }
+        text
+    }
+
+    fn word(&self, key: &str, text: &str) -> Option<String> {
+        let is_meant = |(of, address, _): &&(&str, String, &str)| {
+            *of == key && text.contains(&format!("{key} {address} "))
+        };
+        if let Some((_, _, word)) = self.called.iter().find(is_meant) {
+            return Some((*word).to_owned());
+        }
+        match self.origins.get(key)? {
+            Origin::Environment(name) | Origin::EnvFile { name, .. } if !name.starts_with("KVORUM_") => {
+                Some(name.clone())
+            }
+            // A directory is below the one that the user gave, whose flag has the same name.
+            Origin::Flag(flag) if *flag != key && key != "data-dir" => Some(format!("--{flag}")),
+            _ => None,
+        }
+    }
+}
+
+/// `word` in the place of `key` and `--key`, where these are words of their own. Keys that are words of every language
+/// are replaced only at the beginning, where messages name what they are about.
+fn replaced(text: &str, key: &str, word: &str) -> String {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '`');
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find(key) {
+        let (before, after) = (&rest[..at], &rest[at + key.len()..]);
+        let bare = before.strip_suffix("--").unwrap_or(before);
+        let begins = !bare.ends_with(is_part) && (key.contains('-') || (out.is_empty() && bare.is_empty()));
+        if begins && !after.starts_with(|c| is_part(c) && c != '.') {
+            out.push_str(bare);
+            out.push_str(word);
+        } else {
+            out.push_str(before);
+            out.push_str(key);
+        }
+        rest = after;
+    }
+    out + rest
 }
 
 impl Config {
@@ -123,7 +187,10 @@ impl Config {
             settings: Settings::default(),
             warnings: variables.warnings.clone(),
             notes: std::mem::take(&mut words.notes),
-            origins: BTreeMap::new(),
+            words: UsersWords {
+                called: std::mem::take(&mut words.called),
+                ..UsersWords::default()
+            },
         };
         if let Some(file) = &variables.file {
             config
@@ -150,7 +217,7 @@ impl Config {
             .settings
             .serve
             .validate()
-            .map_err(|e| Failure::usage(e.to_string()))?;
+            .map_err(|e| Failure::usage(config.words.put_into(&e.to_string())))?;
         Ok(config)
     }
 
@@ -159,14 +226,14 @@ impl Config {
             let setting = settings::find(key).expect("assignments are made from the table");
             (setting.set)(&mut self.settings, value.trim())
                 .map_err(|error| Failure::usage(format!("{key} ({origin}): {error}")))?;
-            self.origins.insert(key, origin);
+            self.words.origins.insert(key, origin);
         }
         Ok(())
     }
 
     fn rows(&self) -> impl Iterator<Item = (&'static str, String, String)> {
         TABLE.iter().map(|setting| {
-            let origin = self.origins.get(setting.key).unwrap_or(&Origin::Default);
+            let origin = self.words.origins.get(setting.key).unwrap_or(&Origin::Default);
             (setting.key, (setting.show)(&self.settings), origin.to_string())
         })
     }
@@ -326,6 +393,7 @@ mod tests {
         assert_eq!(config.settings.log.format, LogFormat::Json);
         let origin = |key: &str| {
             config
+                .words
                 .origins
                 .get(key)
                 .map_or("default".into(), ToString::to_string)

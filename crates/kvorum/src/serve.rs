@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::config::{Config, Flags, Settings, Sources};
+use crate::config::{Config, Flags, Settings, Sources, UsersWords};
 use crate::failure::Failure;
 use crate::start::{EnvFile, StoreFlags, Variables};
 use crate::verbs::Output;
@@ -93,9 +93,10 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
         settings,
         warnings,
         notes,
-        ..
+        words,
     } = args.source.load()?;
     run_member(Run {
+        words,
         settings,
         warnings,
         notes,
@@ -110,6 +111,8 @@ pub struct Run {
     pub warnings: Vec<String>,
     /// What is worth a line in the log.
     pub notes: Vec<String>,
+    /// What the user calls our settings.
+    pub words: UsersWords,
     /// It ends with its standard input.
     pub until_stdin_closes: bool,
 }
@@ -143,5 +146,5 @@ pub fn run_member(run: Run) -> Result<(), Failure> {
     }
     notify::ready_when_served(options.probe_addresses());
     let stopped = kvorum_server::runtime::serve(options, stop.requested());
-    stopped.map_err(|error| Failure::error(error.to_string()))
+    stopped.map_err(|error| Failure::error(run.words.put_into(&error.to_string())))
 }

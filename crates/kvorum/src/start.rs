@@ -36,6 +36,8 @@ pub struct Words {
     pub flags: Vec<Assignment>,
     /// Our own flags whose meaning these words change: they are part of `flags` already.
     pub consumed: Vec<&'static str>,
+    /// What the user calls an address of a setting that holds several: setting, address, flag or variable.
+    pub called: Vec<(&'static str, String, &'static str)>,
     /// What was strange but no error, one line each.
     pub warnings: Vec<String>,
     /// What the log says about the start, one line each.
@@ -101,9 +103,15 @@ pub fn translate(
     match found.first() {
         Some((_, raft_kv::FAMILY)) => raft_kv::translate(variables),
         Some((_, dist_kv::FAMILY)) => dist_kv::translate(variables),
-        Some(_) => raft_kv_store::translate(flags, native, &Host::of_this_machine()),
-        None if started_as.is_some() => raft_kv_store::translate(flags, native, &Host::of_this_machine()),
-        None => Ok(Words::default()),
+        None if started_as.is_none() => Ok(Words::default()),
+        _ => {
+            let mut words = raft_kv_store::translate(flags, native, &Host::of_this_machine())?;
+            // Those of raft-kv are none here, which is refused above; what is left is misspelt.
+            words
+                .warnings
+                .extend(variables.unknown(&["RAFT_", "BADGER_"], &raft_kv::VARIABLES));
+            Ok(words)
+        }
     }
 }
 

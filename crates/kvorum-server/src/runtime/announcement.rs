@@ -1,14 +1,16 @@
-//! How a member that nobody announced joins: it announces itself through the client port of a running member.
+//! How a member that nobody announced joins: it announces itself through the client port of a running member, or, if
+//! one called it ([`super::callers`]), through its peer port.
 //!
 //! The announcement carries the number of the new directory (its incarnation). A new name becomes a learner, which
 //! is promoted once it is in sync; a known one whose member has fallen silent is replaced. To announce twice changes
 //! nothing, so everything that may pass is tried again until the time is over. From the answer the newcomer knows
 //! its ID and the members' peer addresses; the first of them that knows of it, too, tells it the cluster.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use kvorum_proto::kvorum::v1::kvorum_client::KvorumClient;
-use kvorum_proto::kvorum::v1::{JoinRequest, JoinResponse};
+use kvorum_proto::kvorum::v1::{JoinRequest, JoinResponse, PeerJoinRequest};
 use tokio::sync::watch;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
@@ -16,7 +18,7 @@ use tonic::{Code, Status};
 use super::directory::StartError;
 use super::handshake::{Acquaintance, read_u128};
 use super::identity::Identity;
-use super::peers;
+use super::peers::{self, connect};
 use crate::options::{Address, ServeOptions};
 
 /// Pauses between tries, doubling from the first to the second.
@@ -26,6 +28,32 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest that a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Where a member announces itself.
+#[derive(Debug)]
+pub(crate) enum Door {
+    /// A client port.
+    Client(Address),
+    /// A peer port.
+    Peer(String),
+}
+
+impl Door {
+    /// Those that the options name, and those of members that called.
+    pub(crate) fn all(options: &ServeOptions, callers: Vec<String>) -> Vec<Door> {
+        let told = options.join_through.iter().cloned().map(Door::Client);
+        told.chain(callers.into_iter().map(Door::Peer)).collect()
+    }
+}
+
+impl fmt::Display for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Door::Client(address) => address.fmt(f),
+            Door::Peer(address) => write!(f, "the peer port {address}"),
+        }
+    }
+}
+
 /// Announces this member until it is taken up, refused for good, or told to stop.
 ///
 /// # Errors
@@ -33,19 +61,24 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) async fn join(
     options: &ServeOptions,
     incarnation: u128,
+    doors: &[Door],
     stopped: &watch::Receiver<bool>,
 ) -> Result<Identity, StartError> {
     let mut stopped = stopped.clone();
     tokio::select! {
-        joined = until_joined(options, incarnation) => joined,
+        joined = until_joined(options, incarnation, doors) => joined,
         _ = stopped.wait_for(|stopped| *stopped) => Err(StartError::Stopped),
     }
 }
 
-async fn until_joined(options: &ServeOptions, incarnation: u128) -> Result<Identity, StartError> {
+async fn until_joined(
+    options: &ServeOptions,
+    incarnation: u128,
+    doors: &[Door],
+) -> Result<Identity, StartError> {
     let deadline = Instant::now() + options.join_timeout;
     let (mut pause, mut told) = (BACKOFF.0, String::new());
-    for through in options.join_through.iter().cycle() {
+    for through in doors.iter().cycle() {
         let last = match announce(options, incarnation, through).await {
             Ok(identity) => {
                 tracing::info!(member = %format_args!("{:016x}", identity.member), "joined through {through}");
@@ -81,7 +114,7 @@ fn is_final(code: Code) -> bool {
     )
 }
 
-async fn announce(options: &ServeOptions, incarnation: u128, through: &Address) -> Result<Identity, Status> {
+async fn announce(options: &ServeOptions, incarnation: u128, through: &Door) -> Result<Identity, Status> {
     let slow = |_| Status::unavailable(format!("{through} does not answer"));
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, ask_to_join(options, incarnation, through));
     let answer = answer.await.map_err(slow)??;
@@ -113,17 +146,28 @@ async fn announce(options: &ServeOptions, incarnation: u128, through: &Address) 
 async fn ask_to_join(
     options: &ServeOptions,
     incarnation: u128,
-    through: &Address,
+    through: &Door,
 ) -> Result<JoinResponse, Status> {
-    let endpoint = Endpoint::from_shared(format!("http://{through}"))
-        .map_err(|error| Status::invalid_argument(format!("{through}: {error}")))?;
-    let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
-    let channel = channel.map_err(|_| Status::unavailable(format!("{through} cannot be reached")))?;
     let request = JoinRequest {
         name: options.name.clone(),
         peer_addresses: vec![options.peer_address().to_string()],
         incarnation: incarnation.to_be_bytes().to_vec().into(),
     };
+    let through = match through {
+        Door::Client(address) => address,
+        Door::Peer(address) => {
+            let request = PeerJoinRequest {
+                hello: Some(Acquaintance::joiner_hello(&options.name, Vec::new())),
+                request: Some(request),
+            };
+            let answer = connect(address).await?.join(request).await?;
+            return Ok(answer.into_inner());
+        }
+    };
+    let endpoint = Endpoint::from_shared(format!("http://{through}"))
+        .map_err(|error| Status::invalid_argument(format!("{through}: {error}")))?;
+    let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
+    let channel = channel.map_err(|_| Status::unavailable(format!("{through} cannot be reached")))?;
     let answer = KvorumClient::new(channel).join(request).await?;
     Ok(answer.into_inner())
 }

@@ -21,7 +21,7 @@ use kvorum_wal::{Disk, Recovered, Wal, WalError};
 use tokio::sync::watch;
 use tonic::{Code, Status};
 
-use super::announcement;
+use super::announcement::{self, Door};
 use super::handshake::{Acquaintance, read_u128};
 use super::identity::{Identity, IdentityError, hash_of_founders, id_of_founder};
 use super::peers;
@@ -111,12 +111,15 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Opens or makes the directory of the member that `options` describe.
+    /// Opens or makes the directory of the member that `options` describe; `callers` are peer addresses in a cluster
+    /// that called this member.
     pub(crate) fn open(
         options: &ServeOptions,
-        runtime: &tokio::runtime::Handle,
+        runtime: &tokio::runtime::Runtime,
         stopped: &watch::Receiver<bool>,
+        callers: Vec<String>,
     ) -> Result<Directory, StartError> {
+        let runtime = runtime.handle();
         let (disk, path) = (RealDisk, options.data_dir.clone());
         let trouble = |why: String| StartError::Directory {
             dir: path.clone(),
@@ -166,8 +169,9 @@ impl Directory {
                 }
                 let identity = if options.join {
                     join(options, runtime)?
-                } else if joins_by_itself(options) {
-                    runtime.block_on(announcement::join(options, incarnation()?, stopped))?
+                } else if joins_by_itself(options) || !callers.is_empty() {
+                    let doors = Door::all(options, callers);
+                    runtime.block_on(announcement::join(options, incarnation()?, &doors, stopped))?
                 } else if options.bootstrap {
                     found(options)?
                 } else {

@@ -8,6 +8,7 @@
 
 mod announcement;
 mod apply_thread;
+mod callers;
 mod clock;
 mod compactor;
 mod directory;

@@ -38,6 +38,7 @@ pub struct PeerService {
     metrics: Arc<Metrics>,
     handle: ReplicaHandle,
     farewell: Option<Farewell>,
+    open_join: bool,
 }
 
 /// When peers that share the port of clients are let go: their streams would not end by themselves, and the drain
@@ -77,7 +78,13 @@ impl PeerService {
             metrics,
             handle,
             farewell,
+            open_join: false,
         }
+    }
+
+    /// Whoever is no member yet may announce itself here.
+    pub(crate) fn open_to_joiners(self, open_join: bool) -> Self {
+        PeerService { open_join, ..self }
     }
 
     /// The Hello to answer with, or why there is none.
@@ -198,10 +205,15 @@ impl Peer for PeerService {
         let PeerJoinRequest { hello, request } = request.into_inner();
         let hello = hello.ok_or_else(|| Status::invalid_argument("a peer starts with a Hello"))?;
         self.acquaintance.judge(&hello)?;
-        if hello.member_id == 0 {
+        if hello.member_id == 0 && !self.open_join {
             return Err(Status::permission_denied("only members hand announcements on"));
         }
-        let record = joining::record_of(&request.unwrap_or_default())?;
+        let request = request.unwrap_or_default();
+        let record = joining::record_of(&request)?;
+        let leader = self.handle.leader();
+        if hello.member_id == 0 && leader != self.handle.identity().member_id {
+            return self.net.forward_join(leader, request).await.map(Response::new);
+        }
         let deadline = self.handle.deadline(None);
         joining::at_leader(&self.handle, record, deadline)
             .await

@@ -18,6 +18,7 @@ use tokio::sync::{oneshot, watch};
 use tonic::Status;
 
 use super::apply_thread::{Applier, ApplyWork, Rewrite};
+use super::callers;
 use super::directory::{Directory, StartError};
 use super::figures::LogFigures;
 use super::handshake::Acquaintance;
@@ -106,7 +107,23 @@ pub fn serve(
             learned => options.initial_cluster = learned?,
         }
     }
-    let member = match Member::start(&options, &runtime, std::mem::take(&mut listeners.peers), &stopped) {
+    let mut callers = Vec::new();
+    if callers::are_awaited(&options)? {
+        match runtime.block_on(callers::listen(&options, &listeners, &stopped)) {
+            Err(ServeError::Start(StartError::Stopped)) => return Ok(()),
+            heard => callers = heard?,
+        }
+    }
+    let directory = match Directory::open(&options, &runtime, &stopped, callers) {
+        Err(StartError::Stopped) => return Ok(()),
+        directory => directory?,
+    };
+    let member = match Member::start(
+        &options,
+        &runtime,
+        std::mem::take(&mut listeners.peers),
+        directory,
+    ) {
         Err(ServeError::Start(StartError::Stopped)) => return Ok(()),
         member => member?,
     };
@@ -198,10 +215,9 @@ impl Member {
         options: &ServeOptions,
         runtime: &tokio::runtime::Runtime,
         peer_listeners: Vec<std::net::TcpListener>,
-        stopped: &watch::Receiver<bool>,
+        mut directory: Directory,
     ) -> Result<Member, ServeError> {
         let runtime = runtime.handle().clone();
-        let mut directory = Directory::open(options, &runtime, stopped)?;
         let store_options = lsm::Options {
             memtable_bytes: options.memtable_bytes as u64,
             cache_bytes: options.cache_bytes as u64,
@@ -303,15 +319,18 @@ impl Member {
             phase: phases,
             pending: port.pending().clone(),
         });
-        let peer_service = PeerServer::new(PeerService::new(
-            acquaintance.clone(),
-            inbox.clone(),
-            net.clone(),
-            receiver,
-            metrics.clone(),
-            handle.clone(),
-            farewell,
-        ))
+        let peer_service = PeerServer::new(
+            PeerService::new(
+                acquaintance.clone(),
+                inbox.clone(),
+                net.clone(),
+                receiver,
+                metrics.clone(),
+                handle.clone(),
+                farewell,
+            )
+            .open_to_joiners(options.surfaces.open_join),
+        )
         .max_decoding_message_size(FRAME_BYTES_MAX)
         .max_encoding_message_size(FRAME_BYTES_MAX);
         let peer_port = (!peer_listeners.is_empty())

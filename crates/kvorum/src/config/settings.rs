@@ -254,6 +254,11 @@ pub(super) static TABLE: &[Setting] = &[
         "Found a cluster on an empty directory",
         serve.bootstrap
     ),
+    duration!(
+        "listen-before-founding",
+        "Listen so long whether a running cluster calls this member, and join that one instead; 0: do not",
+        serve.listen_before_founding
+    ),
     switch!(
         "join",
         "Join as the successor that `kvorum member replace` announced",

@@ -23,7 +23,7 @@ use std::path::Path;
 
 use clap::Args;
 
-use crate::config::{self, Flags, Settings, Sources};
+use crate::config::{self, Flags, Settings, Sources, UsersWords};
 use crate::failure::Failure;
 use crate::serve::{self, Run};
 use crate::start::{EnvFile, StoreFlags, Variables};
@@ -68,6 +68,7 @@ pub fn run(args: &EtcdArgs) -> Result<(), Failure> {
         .validate()
         .map_err(|error| Failure::error(error.to_string()))?;
     serve::run_member(Run {
+        words: UsersWords::default(),
         settings,
         warnings,
         notes,

@@ -40,6 +40,10 @@ const PLAIN: [(&str, &str, &str); 6] = [
     ("SERVICE_RAFT_TIMEOUT", "join-timeout", "20s"),
 ];
 
+/// Its environment names nobody whom the first member could ask whether its cluster runs; but members that lost it dial
+/// it, at the latest three seconds after the last time.
+const LISTEN_BEFORE_FOUNDING: &str = "3s";
+
 /// Whether this variable is read from a `.env` that nobody asked for.
 pub fn owns(name: &str) -> bool {
     PREFIXES.iter().any(|prefix| name.starts_with(prefix))
@@ -105,9 +109,16 @@ fn in_cluster(words: &mut Words, variables: &Variables) -> Result<(), Failure> {
         "where the other members reach this one, host:port",
     )?;
     let reached = address(peer)?;
-    if reached.is_unspecified() || reached.port == 0 {
+    if reached.is_unspecified() {
         return Err(peer.malformed(format!(
             "the other members cannot reach {reached}; write the address that they use"
+        )));
+    }
+    if let Some(clients) = variables.get("SERVER_ADDRESS")
+        && address(clients)?.collides(&reached)
+    {
+        return Err(peer.malformed(format!(
+            "{reached} is SERVER_ADDRESS, too; give each a port of its own"
         )));
     }
     words.variable("listen-peer", reached.to_string(), peer);
@@ -123,6 +134,7 @@ fn in_cluster(words: &mut Words, variables: &Variables) -> Result<(), Failure> {
     match (leader, join) {
         (Some((leader, true)), join) => {
             words.variable("bootstrap", "true", leader);
+            words.default_of(FAMILY, "listen-before-founding", LISTEN_BEFORE_FOUNDING);
             if let Some(join) = join {
                 words.notes.push(format!(
                     "{} does nothing beside SERVICE_RAFT_LEADER=true",
@@ -144,9 +156,10 @@ fn address(variable: &Variable) -> Result<Address, Failure> {
         true => format!("{EVERY_INTERFACE}{bare}"),
         false => bare.to_owned(),
     };
-    whole
-        .parse()
-        .map_err(|_| variable.malformed(format!("`{text}` is not an address; write host:port")))
+    let address: Option<Address> = whole.parse().ok();
+    address
+        .filter(|address| address.port != 0)
+        .ok_or_else(|| variable.malformed(format!("`{text}` is not an address; write host:port")))
 }
 
 /// A truth value as Go's `ParseBool` reads it.
@@ -209,6 +222,12 @@ mod tests {
         check(&[], "service-max-map-size", Some("1000"));
         check(&[], "bootstrap", Some("false"));
         check(&[("SERVICE_RAFT_LEADER", "true")], "bootstrap", Some("true"));
+        check(
+            &[("SERVICE_RAFT_LEADER", "true")],
+            "listen-before-founding",
+            Some("3s"),
+        );
+        check(&[], "listen-before-founding", None);
         let join = ("SERVICE_RAFT_JOIN_ADDR", "http://localhost:8888/");
         check(&[join], "join-through", Some("localhost:8888"));
         check(&[join, ("SERVICE_RAFT_LEADER", "1")], "join-through", None);
@@ -245,6 +264,21 @@ mod tests {
             &with("SERVER_ADDRESS", "8888"),
             "SERVER_ADDRESS: `8888` is not an address",
         );
+        fails(
+            &with("SERVER_ADDRESS", ":0"),
+            "SERVER_ADDRESS: `:0` is not an address",
+        );
+        fails(
+            &with("SERVICE_RAFT_JOIN_ADDR", "h:0"),
+            "SERVICE_RAFT_JOIN_ADDR: `h:0`",
+        );
+        fails(&with("SERVICE_RAFT_ADDR", "h:0"), "SERVICE_RAFT_ADDR: `h:0`");
+        for twice in [":21002", "127.0.0.1:21002"] {
+            fails(
+                &with("SERVER_ADDRESS", twice),
+                "SERVICE_RAFT_ADDR: localhost:21002 is SERVER_ADDRESS, too",
+            );
+        }
         fails(&with("SERVICE_RAFT_LEADER", "yes"), "SERVICE_RAFT_LEADER: `yes`");
         let words = translated(&with("SERVICE_RAFT_LEADR", "true")).unwrap();
         assert!(

@@ -92,16 +92,23 @@ fn cluster(words: &mut Words, variables: &Variables) -> Result<(), Failure> {
 }
 
 fn members(list: &Variable) -> Result<Vec<Founder>, Failure> {
-    let items = list
-        .text()?
-        .split(',')
-        .map(str::trim)
-        .filter(|item| !item.is_empty());
+    let text = list.text()?;
+    let items = text.split(',').map(str::trim);
     items
-        .map(|item| {
+        .enumerate()
+        .map(|(at, item)| {
+            if item.is_empty() {
+                return Err(list.malformed(format!(
+                    "item {} of `{text}` is empty; write ID@HOST:PORT",
+                    at + 1
+                )));
+            }
             let (id, address) = item.split_once('@').unwrap_or_default();
             let founder: Result<Founder, _> = format!("{id}={address}").parse();
-            founder.map_err(|_| list.malformed(format!("`{item}` is not a member; write ID@HOST:PORT")))
+            founder
+                .ok()
+                .filter(|founder| founder.address.port != 0)
+                .ok_or_else(|| list.malformed(format!("`{item}` is not a member; write ID@HOST:PORT")))
         })
         .collect()
 }
@@ -323,7 +330,11 @@ mod tests {
             let error = translated(more).unwrap_err();
             assert!(error.contains(words), "{error}");
         };
-        for bad in ["2raft-kv-2:8000", "2@h", "@h:1", "2@:1", "a b@h:1"] {
+        for (list, number) in [("1@h:1,", 2), ("1@h:1,,2@h:2", 2), (",1@h:1", 1)] {
+            let words = format!("RAFT_CLUSTER: item {number} of `{list}` is empty");
+            fails(&[("RAFT_CLUSTER", list)], &words);
+        }
+        for bad in ["2raft-kv-2:8000", "2@h", "@h:1", "2@:1", "a b@h:1", "2@h:0"] {
             let list = format!("1@h:1,{bad}");
             fails(&[("RAFT_CLUSTER", &list)], &format!("RAFT_CLUSTER: `{bad}`"));
         }

@@ -30,16 +30,16 @@ pub struct StoreFlags {
     #[arg(long)]
     id: Option<String>,
     /// gRPC for clients and peers, on every interface [default: 8080]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// HTTP, on every interface [default: 9090]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     http_port: Option<u16>,
     /// The other members, with commas between: ID=HOST:PORT, HOST:PORT, or an ID that is a host's name, too
     #[arg(long, value_name = "MEMBERS")]
     peers: Option<String>,
     /// Another port for metrics [default: 9091, if it is free]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     metrics_port: Option<u16>,
 }
 
@@ -65,6 +65,7 @@ fn every_interface(port: u16) -> String {
 pub fn translate(flags: &StoreFlags, native: &Flags, host: &Host) -> Result<Words, Failure> {
     let mut words = Words::default();
     let (port, http) = (flags.port.unwrap_or(PORT), flags.http_port.unwrap_or(HTTP_PORT));
+    distinct_ports(port, http, flags.metrics_port)?;
     words.default_of(FAMILY, "name", ID);
     words.default_of(FAMILY, "listen-peer", every_interface(PORT));
     let listen = |port, http| format!("{},{}", every_interface(port), every_interface(http));
@@ -80,9 +81,17 @@ pub fn translate(flags: &StoreFlags, native: &Flags, host: &Host) -> Result<Word
     if flags.port.is_some() {
         words.flag("port", "listen-peer", every_interface(port));
     }
-    let metrics = flags
-        .metrics_port
-        .filter(|metrics| ![port, http].contains(metrics));
+    let metrics = flags.metrics_port;
+    let ports = [
+        ("--port", Some(port)),
+        ("--http-port", Some(http)),
+        ("--metrics-port", metrics),
+    ];
+    for (flag, port) in ports {
+        words
+            .called
+            .extend(port.map(|port| ("listen-client", every_interface(port), flag)));
+    }
     if flags.port.is_some() || flags.http_port.is_some() || metrics.is_some() {
         let flag = if flags.http_port.is_some() {
             "http-port"
@@ -104,6 +113,22 @@ pub fn translate(flags: &StoreFlags, native: &Flags, host: &Host) -> Result<Word
         host,
     )?;
     Ok(words)
+}
+
+/// Each port of a member serves everything, so one number for two of them is a mistake.
+fn distinct_ports(port: u16, http: u16, metrics: Option<u16>) -> Result<(), Failure> {
+    let twice = |one: &str, other: &str, port: u16| {
+        Err(Failure::usage(format!(
+            "flag {one}: {port} is the port of {other}, too; give each its own (--port is {PORT}, --http-port \
+             {HTTP_PORT} where they are not given)"
+        )))
+    };
+    match metrics {
+        _ if http == port => twice("--http-port", "--port", port),
+        Some(metrics) if metrics == port => twice("--metrics-port", "--port", port),
+        Some(metrics) if metrics == http => twice("--metrics-port", "--http-port", http),
+        _ => Ok(()),
+    }
 }
 
 /// The member's own directory below the common one.
@@ -160,16 +185,22 @@ struct Peers {
 
 fn read_peers(list: &str, id: &str, port: u16) -> Result<Peers, Failure> {
     let mut peers = Peers::default();
-    for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-        let malformed = |_| {
-            Failure::usage(format!(
+    let items = list.split(',').map(str::trim).enumerate();
+    for (at, item) in items.filter(|_| !list.trim().is_empty()) {
+        let bad = || match item {
+            "" => Failure::usage(format!("flag --peers: item {} of `{list}` is empty", at + 1)),
+            _ => Failure::usage(format!(
                 "flag --peers: `{item}` is not a member; write ID=HOST:PORT, HOST:PORT, or an ID that is a host's name"
-            ))
+            )),
         };
+        let malformed = |_| bad();
         let founder: Founder = if item.contains('=') {
             item.parse().map_err(malformed)?
         } else if item.contains(':') {
             let address: Address = item.parse().map_err(malformed)?;
+            if address.port == 0 {
+                return Err(bad());
+            }
             if address.is_loopback() && address.port == port {
                 peers.own = Some(address);
             } else {
@@ -179,6 +210,9 @@ fn read_peers(list: &str, id: &str, port: u16) -> Result<Peers, Failure> {
         } else {
             format!("{item}={item}:{port}").parse().map_err(malformed)?
         };
+        if founder.address.port == 0 {
+            return Err(bad());
+        }
         if founder.name == id {
             peers.own = Some(founder.address);
         } else {
@@ -300,11 +334,41 @@ mod tests {
 
     #[test]
     fn a_malformed_item_is_named() {
-        for bad in ["a=b", "a=:1", "h:x", "a b", "=h:1", "a=h:1:2"] {
+        for (list, number) in [("a=h:1,", 2), ("a=h:1,,b=h:2", 2)] {
+            let error = translate(&flags(list), &Flags::default(), &pod()).unwrap_err();
+            let words = format!("--peers: item {number} of `{list}` is empty");
+            assert!(error.to_string().contains(&words), "{error}");
+        }
+        for bad in ["a=b", "a=:1", "h:x", "a b", "=h:1", "a=h:1:2", "a=h:0", "h:0"] {
             let error = translate(&flags(&format!("ok=h:1,{bad}")), &Flags::default(), &pod());
             let error = error.unwrap_err().to_string();
             assert!(error.contains(&format!("--peers: `{bad}`")), "{error}");
         }
+    }
+
+    #[test]
+    fn one_number_is_one_port() {
+        let check = |port, http_port, metrics_port, named: &[&str]| {
+            let flags = StoreFlags {
+                port,
+                http_port,
+                metrics_port,
+                ..StoreFlags::default()
+            };
+            let error = translate(&flags, &Flags::default(), &pod())
+                .unwrap_err()
+                .to_string();
+            assert!(named.iter().all(|name| error.contains(name)), "{error}");
+        };
+        check(
+            Some(1),
+            Some(1),
+            None,
+            &["--http-port", "--port", "1 is the port"],
+        );
+        check(Some(9090), None, None, &["--http-port", "--port"]);
+        check(Some(1), Some(2), Some(1), &["--metrics-port", "--port"]);
+        check(Some(1), Some(2), Some(2), &["--metrics-port", "--http-port"]);
     }
 
     #[test]

@@ -187,7 +187,9 @@ async fn three_members_by_the_flags_of_raft_kv_store() {
         start.args(&all)
     };
     let ran = lone(&["--metrics-port", &taken]).run().await;
-    ran.failed(1, &[&taken, "in use by another process"]);
+    let words = ["--metrics-port", &taken, "in use by another process"];
+    ran.failed(1, &words);
+    assert!(!ran.error().contains("listen-client"), "{ran:?}");
     assert!(!cluster.dir.path().join("data/x").exists());
     let ran = lone(&["--peers=a=h:1,b="]).run().await;
     ran.failed(2, &["--peers: `b=` is not a member"]);
@@ -287,6 +289,80 @@ async fn asks_anew_where_nothing_is_answered(cluster: &mut Cluster) {
     .await;
     cluster.members[still].signal(Signal::CONT);
     cluster.check_agreement().await;
+}
+
+/// Once, messages named kvorum's own settings, which whoever starts it in another system's words never wrote.
+async fn mistakes_are_told_in_the_words_of_who_made_them(of: &impl Fn(&[(&str, &str)]) -> Start) {
+    let two = ("RAFT_CLUSTER", "1@127.0.0.1:1,2@127.0.0.1:2");
+    let raft_kv = async |more: &[(&str, &str)], words: &[&str]| {
+        let start = of(&[("RAFT_ID", "1"), two]).variables(more).args(&["config"]);
+        let ran = start.run().await;
+        ran.failed(2, words);
+        for ours in ["append-entries-max", "initial-cluster"] {
+            assert!(!ran.error().contains(ours), "{ran:?}");
+        }
+    };
+    raft_kv(
+        &[("RAFT_HEARTBEAT_BATCH_SIZE", "0")],
+        &["RAFT_HEARTBEAT_BATCH_SIZE must be greater than 0"],
+    )
+    .await;
+    raft_kv(
+        &[("RAFT_CLUSTER", "1@h:1,1@h:2")],
+        &["RAFT_CLUSTER names `1` twice"],
+    )
+    .await;
+    raft_kv(
+        &[("RAFT_CLUSTER", "1@h:1,2@h:1")],
+        &["RAFT_CLUSTER gives h:1 to two"],
+    )
+    .await;
+    raft_kv(&[("RAFT_CLUSTER", "1@h:1,2@h:0")], &["RAFT_CLUSTER: `2@h:0`"]).await;
+    raft_kv(
+        &[("RAFT_CLUSTER", "1@h:1,,2@h:2")],
+        &["RAFT_CLUSTER: item 2 of", "is empty"],
+    )
+    .await;
+
+    let store = |args: &[&str]| of(&[]).args(&[&["config"], args].concat());
+    let cases = [
+        (&["--peers=a=h:1,a=h:2"][..], "--peers names `a` twice"),
+        (&["--peers=a=h:1,"], "--peers: item 2 of"),
+        (&["--peers=a=h:0"], "--peers: `a=h:0`"),
+        (&["--port=0"], "--port"),
+        (
+            &["--port=7", "--http-port=7"],
+            "--http-port: 7 is the port of --port, too",
+        ),
+        (&["--id=a b"], "--id `a b` must be"),
+    ];
+    for (args, words) in cases {
+        store(args).run().await.failed(2, &[words]);
+    }
+    let misspelt = store(&["--id=a"]).variables(&[("RAFT_FOO", "1")]);
+    let ran = misspelt.run().await;
+    assert!(
+        ran.code == Some(0) && ran.stderr.contains("RAFT_FOO is unknown"),
+        "{ran:?}"
+    );
+
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap().to_string();
+    let dist_kv = of(&[
+        ("SERVICE_RAFT_NODE_ID", "node1"),
+        ("SERVICE_RAFT_LEADER", "true"),
+        ("SERVICE_RAFT_STORE_DIR", "never-made"),
+    ]);
+    let peer = format!("127.0.0.1:{}", free_port());
+    let both = [("SERVER_ADDRESS", &*taken), ("SERVICE_RAFT_ADDR", &*peer)];
+    let words = [
+        &*format!("SERVER_ADDRESS {taken} is in use"),
+        "another port with SERVER_ADDRESS",
+    ];
+    dist_kv.clone().variables(&both).run().await.failed(1, &words);
+    let both = [("SERVER_ADDRESS", &*peer), ("SERVICE_RAFT_ADDR", &*taken)];
+    let words = [&*format!("SERVICE_RAFT_ADDR {taken} is in use")];
+    dist_kv.variables(&both).run().await.failed(1, &words);
 }
 
 /// The variables of a member of dist-kv-store.
@@ -391,6 +467,24 @@ async fn three_members_of_dist_kv_store_join_each_other() {
     assert_eq!(members.len(), 3, "{members:?}");
     assert_eq!(post(&cluster.members[lost].client, "a").await, 409);
     cluster.check_agreement().await;
+    the_first_one_comes_back_too(&mut cluster, &starts[0]).await;
+}
+
+/// Once, the first member founded a second cluster when its directory was lost: its environment tells it to found one
+/// and names nobody whom it could ask. But the others call it.
+async fn the_first_one_comes_back_too(cluster: &mut Cluster, how: &Start) {
+    let before = votes(&mut cluster.members[0]).await;
+    let uuid = cluster.members[1].status().await.unwrap().cluster_uuid;
+    cluster.members[0].kill().await;
+    std::fs::remove_dir_all(&cluster.members[0].data_dir).unwrap();
+    start(&mut cluster.members[0], how);
+    let after = votes(&mut cluster.members[0]).await;
+    assert_ne!(after, before, "an ID is never used again");
+    assert_eq!(cluster.members[0].status().await.unwrap().cluster_uuid, uuid);
+    assert_eq!(post(&cluster.members[0].client, "a").await, 409);
+    let members = cluster.members[0].client().members().await.unwrap().members;
+    assert_eq!(members.len(), 3, "{members:?}");
+    cluster.check_agreement().await;
 }
 
 #[tokio::test]
@@ -455,6 +549,8 @@ async fn starts_that_cannot_be() {
         .failed(2, &["RAFT_CLUSTER: `2h:2` is not a member", "ID@HOST:PORT"]);
     let missing = of(&[]).args(&["--env-file", "nowhere.env"]);
     missing.run().await.failed(2, &["nowhere.env", "--env-file"]);
+
+    mistakes_are_told_in_the_words_of_who_made_them(&of).await;
 
     // Neither the first member nor told whom to join.
     let (mut member, variables) = node("node2", dir.path(), &[]);
