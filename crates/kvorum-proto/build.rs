@@ -2,8 +2,9 @@
 
 use std::{env, error::Error, path::PathBuf};
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "mvccpb/kv.proto",
+    "authpb/auth.proto",
     "etcdserverpb/rpc.proto",
     "v3lockpb/lock.proto",
     "v3electionpb/election.proto",

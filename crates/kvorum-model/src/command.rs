@@ -1,5 +1,6 @@
 //! What travels through the log, and what comes back from applying it.
 
+use crate::auth::{AuthCommand, Caller, Secret};
 use crate::types::{
     DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, Revision, TxnRequest, TxnResponse,
 };
@@ -33,6 +34,8 @@ pub struct Envelope {
     pub origin: Origin,
     /// The session, if the caller uses one.
     pub session: Option<SessionRef>,
+    /// Who asks; `None`: the cluster itself, or nobody that is known.
+    pub caller: Option<Caller>,
     /// The command.
     pub command: Command,
 }
@@ -106,6 +109,8 @@ pub enum Command {
         /// What remains.
         leases: Vec<LeaseRemainder>,
     },
+    /// A change of users, roles and permissions.
+    Auth(AuthCommand),
 }
 
 /// What a leader that lets a lease run out had before it. A command with another term's proof, or about a lease that
@@ -190,6 +195,8 @@ pub enum Reply {
     LeaseRevoked,
     /// To [`Command::SetAlarm`]: whether it stood already.
     AlarmSet(bool),
+    /// To [`AuthCommand::Authenticate`]: the token.
+    Authenticated(Secret),
     /// To everything else.
     Done,
 }

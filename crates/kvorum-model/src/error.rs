@@ -17,6 +17,10 @@ pub enum ErrorKind {
     Exhausted,
     /// Data is damaged: an operator must act.
     DataLoss,
+    /// The user may not do this.
+    Denied,
+    /// Who asks is not known (any more): log in again.
+    Unauthenticated,
 }
 
 /// Why the state machine, or the check before it, refuses a request. Identical on every replica.
@@ -67,6 +71,47 @@ pub enum Error {
     Corrupt,
     /// A command this version does not know was skipped by every member (an operator's `--skip-entry`).
     Skipped,
+    /// A user has no name; also: authentication is on, and nobody is named as the one who asks.
+    UserEmpty,
+    /// A role has no name.
+    RoleEmpty,
+    /// A name of a user or a role is longer than [`crate::limits::NAME_BYTES_MAX`].
+    NameTooLarge {
+        /// Its length.
+        bytes: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// Unknown user, wrong password, or a user that has none.
+    AuthenticationFailed,
+    /// A permission is to be granted and none is named.
+    PermissionNotGiven,
+    /// The superuser would be locked out, or a permission is of no range of keys.
+    InvalidAuthManagement,
+    /// Users, roles or permissions changed after the request was checked: ask again.
+    OldAuthRevision,
+    /// Authentication cannot be turned on without the user `root`,
+    RootUserNotFound,
+    /// or with one that does not have the role `root`.
+    RootRoleNotGranted,
+    /// The user's name is taken.
+    UserExists,
+    /// No such user.
+    UserNotFound,
+    /// The role's name is taken.
+    RoleExists,
+    /// No such role.
+    RoleNotFound,
+    /// The user does not have that role.
+    RoleNotGranted,
+    /// The role does not have that permission.
+    PermissionNotGranted,
+    /// Authentication is off, so that nobody can log in.
+    AuthNotEnabled,
+    /// The user may not do this.
+    PermissionDenied,
+    /// The token is unknown here: it expired, its user or authentication changed, or this member started anew.
+    InvalidToken,
 }
 
 impl Error {
@@ -83,12 +128,23 @@ impl Error {
             | DuplicateKey
             | RequestTooLarge
             | InvalidSortOption
-            | SessionMismatch => ErrorKind::Invalid,
+            | SessionMismatch
+            | UserEmpty
+            | RoleEmpty
+            | NameTooLarge { .. }
+            | AuthenticationFailed
+            | PermissionNotGiven
+            | InvalidAuthManagement
+            | OldAuthRevision => ErrorKind::Invalid,
             Compacted | FutureRevision | LeaseTtlTooLarge => ErrorKind::OutOfRange,
             LeaseNotFound => ErrorKind::NotFound,
-            LeaseExists | SessionExpired | Skipped => ErrorKind::FailedPrecondition,
+            LeaseExists | SessionExpired | Skipped | RootUserNotFound | RootRoleNotGranted | UserExists
+            | UserNotFound | RoleExists | RoleNotFound | RoleNotGranted | PermissionNotGranted
+            | AuthNotEnabled => ErrorKind::FailedPrecondition,
             TooManySessions | NoSpace => ErrorKind::Exhausted,
             Corrupt => ErrorKind::DataLoss,
+            PermissionDenied => ErrorKind::Denied,
+            InvalidToken => ErrorKind::Unauthenticated,
         }
     }
 }
@@ -122,6 +178,29 @@ impl fmt::Display for Error {
             NoSpace => "etcdserver: mvcc: database space exceeded",
             Corrupt => "etcdserver: corrupt cluster",
             Skipped => "kvorum: the entry was skipped by the operator",
+            UserEmpty => "etcdserver: user name is empty",
+            RoleEmpty => "etcdserver: role name is empty",
+            NameTooLarge { bytes, max } => {
+                return write!(
+                    f,
+                    "kvorum: a name of {bytes} bytes is longer than the limit of {max}"
+                );
+            }
+            AuthenticationFailed => "etcdserver: authentication failed, invalid user ID or password",
+            PermissionNotGiven => "etcdserver: permission not given",
+            InvalidAuthManagement => "etcdserver: invalid auth management",
+            OldAuthRevision => "etcdserver: revision of auth store is old",
+            RootUserNotFound => "etcdserver: root user does not exist",
+            RootRoleNotGranted => "etcdserver: root user does not have root role",
+            UserExists => "etcdserver: user name already exists",
+            UserNotFound => "etcdserver: user name not found",
+            RoleExists => "etcdserver: role name already exists",
+            RoleNotFound => "etcdserver: role name not found",
+            RoleNotGranted => "etcdserver: role is not granted to the user",
+            PermissionNotGranted => "etcdserver: permission is not granted to the role",
+            AuthNotEnabled => "etcdserver: authentication is not enabled",
+            PermissionDenied => "etcdserver: permission denied",
+            InvalidToken => "etcdserver: invalid auth token",
         })
     }
 }

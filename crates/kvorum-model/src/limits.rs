@@ -22,6 +22,10 @@ pub const SESSIONS_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const SESSION_IDLE_MS: u64 = 10 * 60 * 1000;
 /// Longest life of a lease, in seconds (etcd's `MaxLeaseTTL`).
 pub const LEASE_TTL_S_MAX: i64 = 9_000_000_000;
+/// Longest name of a user or a role, in bytes.
+pub const NAME_BYTES_MAX: usize = 1024;
+/// Longest hash of a password, in bytes; bcrypt's has 60.
+pub const PASSWORD_HASH_BYTES_MAX: usize = 1024;
 
 /// The shortest life of a lease, in seconds: one and a half times the minimal election timeout, rounded up, as etcd has
 /// it. A shorter one would often end while the cluster elects a leader.

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use crate::auth::{AuthCommand, Secret};
 use crate::command::{Command, Setting};
 use crate::error::Error;
 use crate::limits;
@@ -61,6 +62,7 @@ impl Command {
                     command.validate(limits)?;
                 }
             }
+            Command::Auth(command) => check_auth(command, limits)?,
             _ => {}
         }
         if self.encoded_len() > limits.request_bytes_max {
@@ -141,6 +143,60 @@ fn check_put(request: &PutRequest, limits: &CommandLimits) -> Result<(), Error> 
 
 fn check_delete(request: &DeleteRangeRequest, limits: &CommandLimits) -> Result<(), Error> {
     check_key_range(&request.range, limits)
+}
+
+/// Only lengths: what else can be wrong is told to those who may change something, when it is applied.
+fn check_auth(command: &AuthCommand, limits: &CommandLimits) -> Result<(), Error> {
+    let check_name = |name: &String| match name.len() {
+        bytes if bytes > limits::NAME_BYTES_MAX => Err(Error::NameTooLarge {
+            bytes: bytes as u64,
+            max: limits::NAME_BYTES_MAX as u64,
+        }),
+        _ => Ok(()),
+    };
+    let check_secret = |secret: &Secret| match secret.0.len() {
+        bytes if bytes > limits::PASSWORD_HASH_BYTES_MAX => Err(Error::RequestTooLarge),
+        _ => Ok(()),
+    };
+    let check_range = |range: &KeyRange| {
+        check_length(&range.key, limits.key_bytes_max + 1)?;
+        check_length(&range.end, limits.key_bytes_max + 1)
+    };
+    match command {
+        AuthCommand::Enable | AuthCommand::Disable => Ok(()),
+        AuthCommand::Authenticate {
+            user: name,
+            token: secret,
+            ..
+        }
+        | AuthCommand::UserAdd {
+            name,
+            password: secret,
+            ..
+        }
+        | AuthCommand::UserChangePassword {
+            name,
+            password: secret,
+        } => {
+            check_name(name)?;
+            check_secret(secret)
+        }
+        AuthCommand::UserDelete { name }
+        | AuthCommand::RoleAdd { name }
+        | AuthCommand::RoleDelete { name } => check_name(name),
+        AuthCommand::UserGrantRole { name, role } | AuthCommand::UserRevokeRole { name, role } => {
+            check_name(name)?;
+            check_name(role)
+        }
+        AuthCommand::RoleGrantPermission { name, permission } => {
+            check_name(name)?;
+            check_range(&permission.range)
+        }
+        AuthCommand::RoleRevokePermission { name, range } => {
+            check_name(name)?;
+            check_range(range)
+        }
+    }
 }
 
 /// `budget` is what enclosing transactions have left of `txn_ops_max`.
@@ -506,6 +562,51 @@ mod tests {
                 max: 32_000
             })
         );
+    }
+
+    #[test]
+    fn names_hashes_and_ranges_of_auth_commands_are_limited() {
+        let limits = CommandLimits {
+            key_bytes_max: 4,
+            ..CommandLimits::default()
+        };
+        let check = |command: AuthCommand, expected: Result<(), Error>| {
+            assert_eq!(Command::Auth(command).validate(&limits), expected);
+        };
+        let name = |bytes: usize| "n".repeat(bytes);
+        let max = limits::NAME_BYTES_MAX;
+        let too_long = Err(Error::NameTooLarge {
+            bytes: max as u64 + 1,
+            max: max as u64,
+        });
+        check(AuthCommand::RoleAdd { name: name(max) }, Ok(()));
+        check(AuthCommand::RoleAdd { name: name(max + 1) }, too_long.clone());
+        check(AuthCommand::UserDelete { name: name(max + 1) }, too_long.clone());
+        let grant = |user, role| AuthCommand::UserGrantRole {
+            name: name(user),
+            role: name(role),
+        };
+        check(grant(1, max), Ok(()));
+        check(grant(1, max + 1), too_long.clone());
+        let user = |hash: usize| AuthCommand::UserAdd {
+            name: name(1),
+            password: Secret(vec![0; hash].into()),
+            no_password: false,
+        };
+        check(user(limits::PASSWORD_HASH_BYTES_MAX), Ok(()));
+        check(
+            user(limits::PASSWORD_HASH_BYTES_MAX + 1),
+            Err(Error::RequestTooLarge),
+        );
+        let range = |end: usize| AuthCommand::RoleRevokePermission {
+            name: name(1),
+            range: KeyRange {
+                key: bytes("k"),
+                end: vec![1; end].into(),
+            },
+        };
+        check(range(5), Ok(()));
+        check(range(6), Err(Error::KeyTooLarge { bytes: 6, max: 5 }));
     }
 
     #[test]

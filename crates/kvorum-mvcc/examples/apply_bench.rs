@@ -65,6 +65,7 @@ fn entry(index: u64, keys: u64) -> ApplyEntry {
         time_ms: index / 30,
         origin,
         session: None,
+        caller: None,
         command,
     };
     ApplyEntry {

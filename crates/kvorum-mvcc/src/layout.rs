@@ -6,7 +6,7 @@
 //! s | session [| seq]             → session state
 //! m | …                           → meta (see `state`)
 //! l g | lease, l k | lease | key   leases and their keys (see `leases`)
-//! a                                kept for auth
+//! a …                             users, roles and permissions (see `auth`)
 //! ```
 //! `esc` writes a zero byte as `00 FF`, so that encoded keys order as raw keys do. In keys, integers are
 //! big-endian (`!main`: all bits flipped); in records, little-endian. `prev` is the revision of the key's change
@@ -19,6 +19,7 @@ use kvorum_model::{EventKind, KeyRange, KeyValue, Revision};
 
 use crate::store::StoreError;
 
+pub(crate) const AUTH: u8 = b'a';
 pub(crate) const DATA: u8 = b'd';
 pub(crate) const HISTORY: u8 = b'r';
 pub(crate) const SESSION: u8 = b's';

@@ -75,6 +75,12 @@ impl Leases {
         self.leases.contains_key(&id)
     }
 
+    /// The keys of a lease, in order; none if there is no such lease.
+    pub fn keys(&self, id: i64) -> Vec<Bytes> {
+        let keys = self.leases.get(&id).map(|lease| &lease.keys);
+        keys.into_iter().flatten().cloned().collect()
+    }
+
     /// All of them, by ID.
     pub fn records(&self) -> Vec<LeaseRecord> {
         self.leases.values().map(|lease| lease.record).collect()

@@ -10,6 +10,7 @@
 //! - [`watch::Hub`] turns events into the answers of watch streams.
 //! - [`Store`] is what an engine must do for all of them.
 
+mod auth;
 mod cache;
 mod layout;
 mod leases;
@@ -25,6 +26,7 @@ pub mod store;
 mod testing;
 pub mod watch;
 
+pub use auth::{AuthChange, AuthState};
 pub use leases::{LeaseChange, LeaseRecord};
 pub use lsm::LsmStore;
 pub use machine::{

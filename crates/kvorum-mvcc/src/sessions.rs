@@ -30,6 +30,8 @@ pub(crate) struct Sessions {
 /// Invariants: `kept` ascends strictly by sequence; all are above `highest - SESSION_WINDOW`.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Session {
+    /// Whose it is; empty: of those whom nobody knows.
+    user: Box<str>,
     used_ms: u64,
     highest: u64,
     kept: VecDeque<Kept>,
@@ -97,33 +99,43 @@ impl Kept {
 
 impl Sessions {
     /// Opens a session under the index of its entry.
-    pub fn register(&mut self, id: u64, time_ms: u64, writes: &mut Vec<Write>) -> Result<Reply, Error> {
+    pub fn register(
+        &mut self,
+        id: u64,
+        user: &str,
+        time_ms: u64,
+        writes: &mut Vec<Write>,
+    ) -> Result<Reply, Error> {
         if self.sessions.len() >= limits::SESSIONS_MAX || self.bytes >= limits::SESSIONS_BYTES_MAX {
             return Err(Error::TooManySessions);
         }
         self.sessions.insert(
             id,
             Session {
+                user: user.into(),
                 used_ms: time_ms,
                 ..Session::default()
             },
         );
         writes.push((
             session_key(id),
-            Some(Bytes::copy_from_slice(&time_ms.to_le_bytes())),
+            Some([&time_ms.to_le_bytes(), user.as_bytes()].concat().into()),
         ));
         Ok(Reply::Registered(id))
     }
 
-    /// Decides about a request, of which `request` is a hash. A retry counts as a use of the session.
+    /// Decides about a request, of which `request` is a hash. A retry counts as a use of the session. Another user's
+    /// session is as good as none: the outcomes that it keeps are not everybody's to see.
     pub fn admit(
         &mut self,
         session: SessionRef,
+        user: &str,
         request: u64,
         time_ms: u64,
         writes: &mut Vec<Write>,
     ) -> Result<Admission, DecodeError> {
-        let Some(known) = self.sessions.get_mut(&session.id) else {
+        let known = self.sessions.get_mut(&session.id);
+        let Some(known) = known.filter(|known| *known.user == *user) else {
             return Ok(Admission::Refused(Error::SessionExpired));
         };
         match known.position(session.seq) {
@@ -238,10 +250,12 @@ impl Sessions {
         match key.len() {
             9 => {
                 let used_ms = fields.u64()?;
-                fields.end()?;
+                let user = String::from_utf8(fields.0.to_vec());
+                let user = user.map_err(|_| corrupt("a session's user is not UTF-8"))?.into();
                 self.sessions.insert(
                     number(1),
                     Session {
+                        user,
                         used_ms,
                         ..Session::default()
                     },

@@ -142,6 +142,23 @@ impl Fields<'_> {
         self.0 = rest;
         Ok(*head)
     }
+    pub fn u8(&mut self) -> Result<u8, StoreError> {
+        Ok(u8::from_le_bytes(self.array()?))
+    }
+    /// A `u32` length and so many bytes.
+    pub fn bytes(&mut self) -> Result<Bytes, StoreError> {
+        let length = self.u32()? as usize;
+        let (head, rest) = self
+            .0
+            .split_at_checked(length)
+            .ok_or_else(|| corrupt("a meta record is too short"))?;
+        self.0 = rest;
+        Ok(Bytes::copy_from_slice(head))
+    }
+    /// The same, as text.
+    pub fn text(&mut self) -> Result<String, StoreError> {
+        String::from_utf8(self.bytes()?.into()).map_err(|_| corrupt("a name is not UTF-8"))
+    }
     pub fn u16(&mut self) -> Result<u16, StoreError> {
         Ok(u16::from_le_bytes(self.array()?))
     }

@@ -4,7 +4,7 @@
 //! Entries are applied in slices that end at the indexes at which digests are compared, so that each replica
 //! has its digest at just these.
 
-use kvorum_mvcc::{Applied, ApplyEntry, Payload, RevisionEvents, StateMachine, Store};
+use kvorum_mvcc::{Applied, ApplyEntry, AuthChange, Payload, RevisionEvents, StateMachine, Store};
 use kvorum_raft::{ConfigEntry, Configuration, Entry, EntryKind, LogId, SnapshotMeta};
 
 use crate::housekeeping::DIGEST_INTERVAL;
@@ -34,6 +34,8 @@ pub struct Applications {
     pub replies: Vec<Applied>,
     /// Changes, in revision order.
     pub events: Vec<RevisionEvents>,
+    /// What became of tokens, in log order.
+    pub auth: Vec<AuthChange>,
     /// Progress.
     pub report: ApplyReport,
 }
@@ -79,6 +81,7 @@ impl<S: Store> ApplyDriver<S> {
             done.replies.append(&mut outcome.replies);
             done.events.append(&mut outcome.events);
             done.report.leases.append(&mut outcome.leases);
+            done.auth.append(&mut outcome.auth);
             let last = slice.last().expect("the slice has a first entry").index;
             if last.is_multiple_of(DIGEST_INTERVAL) {
                 done.report.digests.push((last, self.machine.digest()));

@@ -391,6 +391,7 @@ impl Node {
             time_ms: self.clock.time_ms(context.now),
             origin,
             session: None,
+            caller: None,
             command,
         }
         .encode()

@@ -16,6 +16,11 @@ pub use status::{OUTCOME, Outcome, Rejected, refused, status_of};
 pub mod mvccpb {
     tonic::include_proto!("mvccpb");
 }
+/// Permissions and options of users, as etcd's Auth service has them.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
+pub mod authpb {
+    tonic::include_proto!("authpb");
+}
 /// etcd's v3 API.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
 pub mod etcdserverpb {

@@ -72,6 +72,8 @@ pub fn status_of(error: &Error) -> Status {
         ErrorKind::FailedPrecondition => Code::FailedPrecondition,
         ErrorKind::Exhausted => Code::ResourceExhausted,
         ErrorKind::DataLoss => Code::DataLoss,
+        ErrorKind::Denied => Code::PermissionDenied,
+        ErrorKind::Unauthenticated => Code::Unauthenticated,
     };
     Status::new(code, error.to_string())
 }

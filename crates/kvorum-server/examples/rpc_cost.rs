@@ -106,6 +106,7 @@ fn serve(workers: usize) -> HttpServer {
         request_bytes_max: kvorum_model::limits::REQUEST_BYTES_MAX,
         txn_ops_max: kvorum_model::limits::TXN_OPS_MAX,
         request_timeout: Duration::from_secs(5),
+        auth: kvorum_server::options::AuthOptions::default(),
     };
     let reader = machine.reader();
     let figures = StoreFigures::default();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kvorum_model::{Alarm, Command, CommandLimits, Revision};
 use kvorum_mvcc::Applied;
 use kvorum_proto::etcdserverpb::ResponseHeader;
+use kvorum_proto::etcdserverpb::auth_server::AuthServer;
 use kvorum_proto::etcdserverpb::cluster_server::ClusterServer;
 use kvorum_proto::etcdserverpb::kv_server::KvServer;
 use kvorum_proto::etcdserverpb::lease_server::LeaseServer;
@@ -35,8 +36,8 @@ use crate::rest::RestApi;
 use crate::routes::{Only, Routes, RoutesBuilder};
 use crate::runtime::PeerService;
 use crate::services::{
-    ClusterService, Context, ElectionService, EtcdKv, EtcdLease, EtcdWatch, HealthService, KvorumService,
-    LockService, MaintenanceService,
+    AuthService, ClusterService, Context, ElectionService, EtcdKv, EtcdLease, EtcdWatch, HealthService,
+    KvorumService, LockService, MaintenanceService,
 };
 use crate::watching::WatchHandle;
 
@@ -45,6 +46,22 @@ pub const WIRE_OVERHEAD_BYTES: usize = 512 * 1024;
 
 /// What etcd's quota counts for a record beside key and value.
 const RECORD_OVERHEAD_BYTES: usize = 256;
+
+/// What changes users, roles and permissions.
+const AUTH_WRITES: &[&str] = &[
+    "AuthEnable",
+    "AuthDisable",
+    "Authenticate",
+    "UserAdd",
+    "UserDelete",
+    "UserChangePassword",
+    "UserGrantRole",
+    "UserRevokeRole",
+    "RoleAdd",
+    "RoleDelete",
+    "RoleGrantPermission",
+    "RoleRevokePermission",
+];
 
 /// What all services share. Cheap to clone.
 #[derive(Clone)]
@@ -110,18 +127,22 @@ impl Core {
         command: Command,
     ) -> Result<Applied, WriteError> {
         context.check_leader_for_write(&self.handle)?;
+        let caller = self
+            .permit_command(limits, context, &command)
+            .await
+            .map_err(WriteError::Refused)?;
         let needs_space = command.needs_space();
         if needs_space && !self.has_room_for(command.encoded_len() + RECORD_OVERHEAD_BYTES) {
-            self.note_full(context);
+            self.note_full();
             return Err(WriteError::Refused(kvorum_model::Error::NoSpace));
         }
         let result = self
             .handle
-            .write_within(limits, command, context.session, context.deadline)
+            .write_within(limits, command, caller, context.session, context.deadline)
             .await;
         let full = WriteError::Refused(kvorum_model::Error::NoSpace);
         if needs_space && result.as_ref() == Err(&full) {
-            self.note_full(context);
+            self.note_full();
         }
         if !matches!(result, Ok(_) | Err(WriteError::Refused(_))) {
             self.metrics.proposals_failed.add_one();
@@ -131,22 +152,21 @@ impl Core {
 
     /// A write was refused for want of space. Where the alarm is to stay, as in etcd, all members hear of it; the
     /// refusal does not wait for that.
-    fn note_full(&self, context: &Context) {
+    fn note_full(&self) {
         let member = self.handle.identity().member_id;
         let alarm = (Alarm::NoSpace, member);
         if !self.operations.quota.alarm_stays || self.handle.state().cluster().alarms.contains(&alarm) {
             return;
         }
-        let (core, context) = (
-            self.clone(),
-            Context {
-                session: None,
-                ..*context
-            },
-        );
+        let handle = self.handle.clone();
+        let raise = Command::SetAlarm {
+            alarm: Alarm::NoSpace,
+            member,
+            raised: true,
+        };
         tokio::spawn(async move {
-            if let Err(status) = core.set_alarm(&context, Alarm::NoSpace, member, true).await {
-                tracing::warn!("the alarm for want of space was not raised: {}", status.message());
+            if let Err(error) = handle.write(raise, None, None, handle.deadline(None)).await {
+                tracing::warn!("the alarm for want of space was not raised: {error}");
             }
         });
     }
@@ -274,6 +294,10 @@ pub fn add_services(builder: RoutesBuilder, core: &Core, watch: WatchHandle) -> 
         .grpc(
             ClusterServer::new(ClusterService::new(core.clone())).max_decoding_message_size(wire_max),
             &[],
+        )
+        .grpc(
+            AuthServer::new(AuthService::new(core.clone())).max_decoding_message_size(wire_max),
+            AUTH_WRITES,
         )
         .grpc(
             HealthServer::new(HealthService::new(core.clone())).max_decoding_message_size(wire_max),

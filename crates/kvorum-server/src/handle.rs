@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
-use kvorum_model::{Command, CommandLimits, Envelope, Error, Origin, SessionRef};
-use kvorum_mvcc::Applied;
+use kvorum_model::{Caller, Command, CommandLimits, Envelope, Error, Origin, SessionRef};
+use kvorum_mvcc::{Applied, AuthChange};
 use kvorum_node::{
     AdminError, AdminReply, AdminRequest, LeaseAnswer, LeaseAsk, NodeStatus, ReadFailure, WriteFailure,
 };
@@ -17,8 +17,11 @@ use kvorum_proto::{Outcome, status_of};
 use kvorum_raft::LogId;
 use tonic::Status;
 
+use crate::access::passwords::Passwords;
+use crate::access::tokens::Tokens;
 use crate::local::LocalState;
 use crate::mailbox::{Admin, Full, Lease, Mailbox, Read, Submit, Write};
+use crate::options::AuthOptions;
 use crate::pending::{Answer, Kind, Pending, Refusal};
 
 /// Why a write brought no answer of the state machine.
@@ -177,6 +180,8 @@ pub struct HandleOptions {
     pub txn_ops_max: usize,
     /// Longest a request waits if its caller sets no shorter deadline.
     pub request_timeout: Duration,
+    /// Of logging in.
+    pub auth: AuthOptions,
 }
 
 /// The services' side. Cheap to clone.
@@ -191,6 +196,8 @@ struct Shared {
     node: RwLock<Arc<NodeStatus>>,
     figures: RwLock<StoreFigures>,
     state: Arc<dyn LocalState>,
+    tokens: Tokens,
+    passwords: Passwords,
     // Copies of what each request needs of the above, without a lock.
     term: AtomicU64,
     leader: AtomicU64,
@@ -224,6 +231,8 @@ pub fn replica_handle<X: Send + 'static>(
         key_bytes_max: AtomicU64::new(node.cluster.settings.key_bytes_max),
         node: RwLock::new(Arc::new(node)),
         figures: RwLock::new(figures),
+        tokens: Tokens::new(options.auth.token_ttl),
+        passwords: Passwords::new(options.auth.bcrypt_cost),
         state,
         answered: <(AtomicU64, AtomicU64)>::default(),
     });
@@ -234,6 +243,18 @@ impl ReplicaPort {
     /// Where answers go.
     pub fn pending(&self) -> &Arc<Pending> {
         &self.0.pending
+    }
+
+    /// What applied entries did to tokens; before their callers hear of it.
+    pub fn note_auth(&self, changes: Vec<AuthChange>) {
+        if !changes.is_empty() {
+            self.0.tokens.note(changes);
+        }
+    }
+
+    /// The state was replaced by a snapshot: nobody knows what became of users in between.
+    pub fn forget_tokens(&self) {
+        self.0.tokens.clear();
     }
 
     /// Answers those of these writes that were made by callers of this member since its start.
@@ -308,6 +329,16 @@ impl ReplicaHandle {
         &self.0.state
     }
 
+    /// Who logged in.
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.0.tokens
+    }
+
+    /// What hashes passwords.
+    pub(crate) fn passwords(&self) -> &Passwords {
+        &self.0.passwords
+    }
+
     /// The term as last published.
     pub fn term(&self) -> u64 {
         self.0.term.load(Ordering::Relaxed)
@@ -334,7 +365,7 @@ impl ReplicaHandle {
         Instant::now() + wanted.map_or(limit, |wanted| wanted.min(limit))
     }
 
-    /// Writes, and waits until this member has applied it.
+    /// Writes, and waits until this member has applied it. Without a caller it is the cluster's own.
     ///
     /// # Errors
     /// Nothing is known of the effect of a write whose error has an unknown [`WriteError::outcome`]. Dropping
@@ -342,10 +373,11 @@ impl ReplicaHandle {
     pub async fn write(
         &self,
         command: Command,
+        caller: Option<Caller>,
         session: Option<SessionRef>,
         deadline: Instant,
     ) -> Result<Applied, WriteError> {
-        self.write_within(&self.limits(), command, session, deadline)
+        self.write_within(&self.limits(), command, caller, session, deadline)
             .await
     }
 
@@ -357,6 +389,7 @@ impl ReplicaHandle {
         &self,
         limits: &CommandLimits,
         command: Command,
+        caller: Option<Caller>,
         session: Option<SessionRef>,
         deadline: Instant,
     ) -> Result<Applied, WriteError> {
@@ -383,6 +416,7 @@ impl ReplicaHandle {
             time_ms: 0,
             origin,
             session,
+            caller,
             command,
         }
         .encode();

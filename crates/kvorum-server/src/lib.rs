@@ -3,6 +3,7 @@
 // The shell is the seam where time and threads enter.
 #![allow(clippy::disallowed_methods)]
 
+pub mod access;
 pub mod api;
 pub mod budget;
 pub mod compat;
@@ -19,7 +20,6 @@ mod names;
 pub mod operations;
 pub mod options;
 pub mod pending;
-pub mod reads;
 pub mod rest;
 pub mod routes;
 pub mod runtime;
@@ -27,4 +27,5 @@ pub mod services;
 pub mod sockets;
 pub mod watching;
 
+pub use access::reads;
 pub use options::{Address, Founder, OptionsError, ServeOptions, SurfaceOptions};

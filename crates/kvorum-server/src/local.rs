@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kvorum_mvcc::{
-    ClusterState, KeyspaceHash, LeaseRecord, Page, ReadError, ReadView, Reader, SnapshotReader, Store,
-    StoreError, View,
+    AuthState, ClusterState, KeyspaceHash, LeaseRecord, Page, ReadError, ReadView, Reader, SnapshotReader,
+    Store, StoreError, View,
 };
 
 use kvorum_raft::Configuration;
@@ -98,6 +98,9 @@ pub trait LocalState: Send + Sync {
     /// The members, settings and alarms; cheap.
     fn cluster(&self) -> Arc<ClusterState>;
 
+    /// Users, roles and permissions; cheap.
+    fn auth(&self) -> Arc<AuthState>;
+
     /// Who votes and who listens (unless no entry has said so), and the members, both as of one applied entry.
     fn membership(&self) -> (Option<Configuration>, Arc<ClusterState>);
 
@@ -187,6 +190,10 @@ impl<S: Store> LocalState for Reader<S> {
 
     fn cluster(&self) -> Arc<ClusterState> {
         self.view().cluster()
+    }
+
+    fn auth(&self) -> Arc<AuthState> {
+        self.view().auth()
     }
 
     fn membership(&self) -> (Option<Configuration>, Arc<ClusterState>) {

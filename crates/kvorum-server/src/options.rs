@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use crate::access::passwords::{BCRYPT_COST, BCRYPT_COST_MAX, BCRYPT_COST_MIN};
 use crate::etcd_options::{Endpoint, EtcdOptions, Serves};
 pub use crate::operations::Quota;
 
@@ -178,6 +179,25 @@ impl Default for SurfaceOptions {
     }
 }
 
+/// How users log in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuthOptions {
+    /// How long a token is good after its last use.
+    pub token_ttl: Duration,
+    /// The cost of hashing a password, as the logarithm of bcrypt's rounds: [`BCRYPT_COST_MIN`] to
+    /// [`BCRYPT_COST_MAX`].
+    pub bcrypt_cost: u32,
+}
+
+impl Default for AuthOptions {
+    fn default() -> Self {
+        AuthOptions {
+            token_ttl: Duration::from_secs(300),
+            bcrypt_cost: BCRYPT_COST,
+        }
+    }
+}
+
 /// Everything a member is told. [`ServeOptions::default`] is a one-member cluster on loopback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeOptions {
@@ -274,6 +294,8 @@ pub struct ServeOptions {
     pub surfaces: SurfaceOptions,
     /// What a member in an etcd's place is told.
     pub etcd: EtcdOptions,
+    /// How users log in.
+    pub auth: AuthOptions,
 }
 
 impl Default for ServeOptions {
@@ -323,6 +345,7 @@ impl Default for ServeOptions {
             log_bytes_max: 256 * MIB,
             surfaces: SurfaceOptions::default(),
             etcd: EtcdOptions::default(),
+            auth: AuthOptions::default(),
         }
     }
 }

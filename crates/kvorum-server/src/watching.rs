@@ -16,6 +16,7 @@ use kvorum_mvcc::watch::{CatchUpBudget, Hub, HubOptions, StreamId, WatchOutput, 
 use kvorum_mvcc::{ReadError, Reader, RevisionEvents, Store, StoreError};
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::access::MayWatch;
 use crate::metrics::Metrics;
 
 /// Bytes of unpublished events in the queue to the hub.
@@ -32,6 +33,8 @@ const TOO_MANY_WATCHERS: &str = "kvorum: too many watchers on one stream; open a
 enum Request {
     Open(mpsc::Sender<Vec<WatchOutput>>, Arc<Gauge>),
     Create(WatchRequest),
+    /// Somebody who may not watch asked; the error's text.
+    Refuse(String),
     Cancel(i64),
     Progress,
     /// The client took what it was given; more may come.
@@ -173,8 +176,12 @@ pub(crate) struct StreamRequests {
 }
 
 impl StreamRequests {
-    pub(crate) async fn create(&self, request: WatchRequest) {
+    pub(crate) async fn create(&self, _: MayWatch, request: WatchRequest) {
         self.send(Request::Create(request)).await;
+    }
+
+    pub(crate) async fn refuse(&self, reason: String) {
+        self.send(Request::Refuse(reason)).await;
     }
 
     pub(crate) async fn cancel(&self, watch_id: i64) {
@@ -371,7 +378,7 @@ impl<S: Store> WatchDriver<S> {
         let stream = outlet.stream;
         if matches!(
             request,
-            Request::Create(_) | Request::Cancel(_) | Request::Progress
+            Request::Create(_) | Request::Refuse(_) | Request::Cancel(_) | Request::Progress
         ) {
             self.owing.push(id);
         }
@@ -385,6 +392,7 @@ impl<S: Store> WatchDriver<S> {
                 }
                 self.hub.create(stream, request);
             }
+            Request::Refuse(reason) => self.hub.refuse(stream, reason),
             Request::Cancel(watch_id) => self.hub.cancel(stream, watch_id),
             Request::Progress => self.hub.progress_request(stream),
             // It only wakes: what waits is given to all streams that have room.
@@ -497,6 +505,7 @@ mod tests {
             time_ms: 1,
             origin: Origin::default(),
             session: None,
+            caller: None,
             command,
         };
         let index = machine.applied().1 + 1;
@@ -531,7 +540,7 @@ mod tests {
     async fn a_backlog_that_is_dropped_is_read_from_history() {
         let (mut machine, handle, driver) = hub();
         let (requests, mut answers) = handle.open();
-        requests.create(create()).await;
+        requests.create(MayWatch::in_a_test(), create()).await;
         let value = bytes::Bytes::from(vec![b'x'; 1024 * 1024]);
         let count = BACKLOG_BYTES_MAX / value.len() + 10;
         for _ in 0..count {
@@ -561,7 +570,7 @@ mod tests {
     async fn a_reset_loses_nothing() {
         let (mut machine, handle, driver) = hub();
         let (requests, mut answers) = handle.open();
-        requests.create(create()).await;
+        requests.create(MayWatch::in_a_test(), create()).await;
         // As after the installation of a snapshot: these revisions were never published.
         for n in 0..5 {
             put(&mut machine, n.to_string().into());
@@ -591,10 +600,13 @@ mod tests {
         let create_all = async {
             for _ in 0..=STREAM_WATCHERS_MAX {
                 requests
-                    .create(WatchRequest {
-                        start_revision: 0,
-                        ..create()
-                    })
+                    .create(
+                        MayWatch::in_a_test(),
+                        WatchRequest {
+                            start_revision: 0,
+                            ..create()
+                        },
+                    )
                     .await;
             }
         };

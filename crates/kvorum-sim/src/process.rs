@@ -256,6 +256,7 @@ impl Process {
                     time_ms: 0,
                     origin,
                     session,
+                    caller: None,
                     command,
                 }
                 .encode();

@@ -329,6 +329,8 @@ impl Process {
             replies,
             events,
             mut report,
+            // Simulated clients do not log in.
+            auth: _,
         } = match self.replica.apply.apply(entries) {
             Ok(done) => done,
             Err(error) => return env.fail(format!("member {} cannot apply: {error}", self.id)),

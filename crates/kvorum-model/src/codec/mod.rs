@@ -6,12 +6,14 @@
 //! Decoding copies no key and no value (they are slices of the input), never panics, bounds recursion by
 //! [`limits::TXN_DEPTH_MAX`], and allocates no more than a small multiple of the input's length.
 
+mod auth;
 mod primitive;
 mod reply;
 mod request;
 
 use bytes::Bytes;
 
+use crate::auth::Caller;
 use crate::command::{Command, Envelope, Origin, Reply, SessionRef};
 use crate::error::Error;
 use crate::limits;
@@ -26,6 +28,10 @@ const ORIGIN_AT: usize = 12;
 /// A [`SessionRef`] follows the header.
 const FLAG_SESSION: u8 = 1;
 const SESSION_BYTES: usize = 16;
+/// A [`Caller`] follows that.
+const FLAG_CALLER: u8 = 2;
+/// A caller without its name: revision and length.
+const CALLER_BYTES: usize = 12;
 
 /// Why bytes are not an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,8 +72,9 @@ impl Envelope {
 
     /// Appends the entry's bytes.
     pub fn encode_into(&self, out: &mut Vec<u8>) {
-        let flags = if self.session.is_some() { FLAG_SESSION } else { 0 };
-        out.put(&[VERSION, flags, 0, 0]);
+        let session = if self.session.is_some() { FLAG_SESSION } else { 0 };
+        let caller = if self.caller.is_some() { FLAG_CALLER } else { 0 };
+        out.put(&[VERSION, session | caller, 0, 0]);
         out.u64(self.time_ms);
         out.u64(self.origin.member);
         out.u64(self.origin.boot);
@@ -76,29 +83,44 @@ impl Envelope {
             out.u64(session.id);
             out.u64(session.seq);
         }
+        if let Some(caller) = &self.caller {
+            out.u64(caller.auth_revision);
+            out.bytes(caller.user.as_bytes());
+        }
         request::command(out, &self.command);
     }
 
     /// How many bytes [`Envelope::encode`] makes.
     pub fn encoded_len(&self) -> usize {
-        HEADER_BYTES + self.session.map_or(0, |_| SESSION_BYTES) + self.command.encoded_len()
+        let caller = self.caller.as_ref();
+        HEADER_BYTES
+            + self.session.map_or(0, |_| SESSION_BYTES)
+            + caller.map_or(0, |caller| CALLER_BYTES + caller.user.len())
+            + self.command.encoded_len()
     }
 
     /// Reads an entry; keys and values share `bytes`.
     pub fn decode(bytes: Bytes) -> Result<Envelope, DecodeError> {
-        let body_at = body_at(&bytes)?;
-        let session = (body_at > HEADER_BYTES).then(|| SessionRef {
-            id: u64_at(&bytes, HEADER_BYTES),
-            seq: u64_at(&bytes, HEADER_BYTES + 8),
-        });
+        let flags = checked_flags(&bytes)?;
         let (time_ms, origin) = (u64_at(&bytes, TIME_AT), origin_at(&bytes));
-        let mut reader = Reader::new(bytes, body_at);
+        let mut reader = Reader::new(bytes, HEADER_BYTES);
+        let mut session = None;
+        if flags & FLAG_SESSION != 0 {
+            let (id, seq) = (reader.u64("the session")?, reader.u64("the session")?);
+            session = Some(SessionRef { id, seq });
+        }
+        let mut caller = None;
+        if flags & FLAG_CALLER != 0 {
+            let (auth_revision, user) = (reader.u64("the caller")?, reader.string("the caller")?);
+            caller = Some(Caller { user, auth_revision });
+        }
         let command = request::read_command(&mut reader)?;
         reader.finish()?;
         Ok(Envelope {
             time_ms,
             origin,
             session,
+            caller,
             command,
         })
     }
@@ -129,8 +151,31 @@ impl Envelope {
     }
 }
 
-/// Checks the header; the offset of the command. On success the input holds everything before that offset.
+/// The offset of the command, after the header was checked. On success the input holds everything before it.
 fn body_at(encoded: &[u8]) -> Result<usize, DecodeError> {
+    let flags = checked_flags(encoded)?;
+    let mut at = HEADER_BYTES;
+    let truncated = |what| DecodeError::Truncated {
+        at: encoded.len(),
+        what,
+    };
+    if flags & FLAG_SESSION != 0 {
+        at += SESSION_BYTES;
+    }
+    if flags & FLAG_CALLER != 0 {
+        let length = encoded.get(at + 8..at + CALLER_BYTES);
+        let length = length.ok_or_else(|| truncated("the caller"))?;
+        let length = u32::from_le_bytes(length.try_into().expect("four bytes"));
+        at += CALLER_BYTES + length as usize;
+    }
+    if encoded.len() < at {
+        return Err(truncated("what stands before the command"));
+    }
+    Ok(at)
+}
+
+/// Checks the header; its flags. On success the input holds the header.
+fn checked_flags(encoded: &[u8]) -> Result<u8, DecodeError> {
     let truncated = DecodeError::Truncated {
         at: encoded.len(),
         what: "the header",
@@ -155,7 +200,7 @@ fn body_at(encoded: &[u8]) -> Result<usize, DecodeError> {
         return Err(truncated);
     }
     let flags = encoded[1];
-    if flags & !FLAG_SESSION != 0 {
+    if flags & !(FLAG_SESSION | FLAG_CALLER) != 0 {
         return Err(DecodeError::Newer {
             what: "entry flags",
             value: flags.into(),
@@ -168,18 +213,7 @@ fn body_at(encoded: &[u8]) -> Result<usize, DecodeError> {
             value: reserved.into(),
         });
     }
-    let at = if flags & FLAG_SESSION != 0 {
-        HEADER_BYTES + SESSION_BYTES
-    } else {
-        HEADER_BYTES
-    };
-    if encoded.len() < at {
-        return Err(DecodeError::Truncated {
-            at: encoded.len(),
-            what: "the session",
-        });
-    }
-    Ok(at)
+    Ok(flags)
 }
 
 fn origin_at(encoded: &[u8]) -> Origin {

@@ -3,6 +3,7 @@
 use super::DecodeError;
 use super::limits::TXN_DEPTH_MAX;
 use super::primitive::{Reader, Sink};
+use crate::auth::Secret;
 use crate::command::Reply;
 use crate::error::Error;
 use crate::types::{DeleteRangeResponse, KeyValue, PutResponse, RangeResponse, ResponseOp, TxnResponse};
@@ -19,6 +20,7 @@ const DONE: u8 = 6;
 const LEASE_GRANTED: u8 = 7;
 const LEASE_REVOKED: u8 = 8;
 const ALARM_SET: u8 = 12;
+const AUTHENTICATED: u8 = 13;
 
 pub(super) fn result(out: &mut impl Sink, result: &Result<Reply, Error>) {
     match result {
@@ -71,6 +73,10 @@ fn reply(out: &mut impl Sink, reply: &Reply) {
             out.u8(ALARM_SET);
             out.u8((*before).into());
         }
+        Reply::Authenticated(token) => {
+            out.u8(AUTHENTICATED);
+            out.bytes(&token.0);
+        }
     }
 }
 
@@ -88,6 +94,7 @@ fn read_reply(reader: &mut Reader) -> Result<Reply, DecodeError> {
         },
         LEASE_REVOKED => Reply::LeaseRevoked,
         ALARM_SET => Reply::AlarmSet(reader.flags(1, "alarm reply flags")? != 0),
+        AUTHENTICATED => Reply::Authenticated(Secret(reader.bytes("a token")?)),
         0 => return Err(reader.malformed("reply 0")),
         tag => {
             return Err(DecodeError::Newer {
@@ -214,9 +221,10 @@ fn read_op(reader: &mut Reader, depth: usize) -> Result<ResponseOp, DecodeError>
 }
 
 const KEY_TOO_LARGE: u8 = 2;
+const NAME_TOO_LARGE: u8 = 34;
 
 /// The numbers of the errors that carry nothing. Never reused.
-const ERRORS: [(u8, Error); 19] = [
+const ERRORS: [(u8, Error); 36] = [
     (1, Error::EmptyKey),
     (3, Error::KeyNotFound),
     (4, Error::ValueProvided),
@@ -236,11 +244,29 @@ const ERRORS: [(u8, Error); 19] = [
     (18, Error::LeaseExists),
     (19, Error::LeaseTtlTooLarge),
     (24, Error::Corrupt),
+    (32, Error::UserEmpty),
+    (33, Error::RoleEmpty),
+    (35, Error::AuthenticationFailed),
+    (36, Error::PermissionNotGiven),
+    (37, Error::InvalidAuthManagement),
+    (38, Error::OldAuthRevision),
+    (39, Error::RootUserNotFound),
+    (40, Error::RootRoleNotGranted),
+    (41, Error::UserExists),
+    (42, Error::UserNotFound),
+    (43, Error::RoleExists),
+    (44, Error::RoleNotFound),
+    (45, Error::RoleNotGranted),
+    (46, Error::PermissionNotGranted),
+    (47, Error::AuthNotEnabled),
+    (48, Error::PermissionDenied),
+    (49, Error::InvalidToken),
 ];
 
 fn error(out: &mut impl Sink, error: &Error) {
-    if let Error::KeyTooLarge { bytes, max } = error {
-        out.u8(KEY_TOO_LARGE);
+    if let Error::KeyTooLarge { bytes, max } | Error::NameTooLarge { bytes, max } = error {
+        let is_key = matches!(error, Error::KeyTooLarge { .. });
+        out.u8(if is_key { KEY_TOO_LARGE } else { NAME_TOO_LARGE });
         out.u64(*bytes);
         out.u64(*max);
         return;
@@ -255,6 +281,10 @@ fn error(out: &mut impl Sink, error: &Error) {
 fn read_error(reader: &mut Reader) -> Result<Error, DecodeError> {
     match reader.u8("the error")? {
         KEY_TOO_LARGE => Ok(Error::KeyTooLarge {
+            bytes: reader.u64("a length")?,
+            max: reader.u64("a limit")?,
+        }),
+        NAME_TOO_LARGE => Ok(Error::NameTooLarge {
             bytes: reader.u64("a length")?,
             max: reader.u64("a limit")?,
         }),

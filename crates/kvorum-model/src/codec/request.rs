@@ -24,6 +24,7 @@ const BATCH: u8 = 12;
 const LEASE_GRANT: u8 = 13;
 const LEASE_REVOKE: u8 = 14;
 const LEASE_CHECKPOINT: u8 = 15;
+const AUTH: u8 = 16;
 const SET_ALARM: u8 = 20;
 const MOVE_MEMBER: u8 = 21;
 
@@ -128,6 +129,10 @@ pub(super) fn command(out: &mut impl Sink, command: &Command) {
                 out.i64(lease.remaining_s);
             });
         }
+        Command::Auth(command) => {
+            out.u8(AUTH);
+            super::auth::command(out, command);
+        }
     }
 }
 
@@ -198,6 +203,7 @@ fn read_simple(reader: &mut Reader, tag: u8) -> Result<Command, DecodeError> {
                 })
             })?,
         },
+        AUTH => Command::Auth(super::auth::read_command(reader)?),
         SET_ALARM => Command::SetAlarm {
             alarm: match reader.u8("the alarm")? {
                 1 => Alarm::NoSpace,
@@ -250,12 +256,12 @@ fn read_member(reader: &mut Reader) -> Result<MemberRecord, DecodeError> {
     })
 }
 
-fn key_range(out: &mut impl Sink, range: &KeyRange) {
+pub(super) fn key_range(out: &mut impl Sink, range: &KeyRange) {
     out.bytes(&range.key);
     out.bytes(&range.end);
 }
 
-fn read_key_range(reader: &mut Reader) -> Result<KeyRange, DecodeError> {
+pub(super) fn read_key_range(reader: &mut Reader) -> Result<KeyRange, DecodeError> {
     Ok(KeyRange {
         key: reader.bytes("a key")?,
         end: reader.bytes("a range's end")?,

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::auth::{Access, AuthCommand, Caller, Permission, Secret};
 use crate::command::{Alarm, LeaseProof, LeaseRemainder, MemberRecord, Setting};
 use crate::types::*;
 
@@ -149,7 +150,7 @@ impl Rng {
     }
 
     fn command(&mut self) -> Command {
-        match self.below(14) {
+        match self.below(15) {
             0 => Command::Put(self.put()),
             1 => Command::DeleteRange(self.delete()),
             2 => Command::Txn(self.txn(1)),
@@ -193,7 +194,47 @@ impl Rng {
                 id: self.number() as u64,
                 peer_addresses: self.many(Rng::text),
             },
+            13 => Command::Auth(self.auth()),
             _ => self.administration(),
+        }
+    }
+
+    fn auth(&mut self) -> AuthCommand {
+        let (name, role) = (self.text(), self.text());
+        let secret = Secret(self.bytes());
+        match self.below(12) {
+            0 => AuthCommand::Enable,
+            1 => AuthCommand::Disable,
+            2 => AuthCommand::Authenticate {
+                user: name,
+                token: secret,
+                auth_revision: self.number() as u64,
+            },
+            3 => AuthCommand::UserAdd {
+                name,
+                password: secret,
+                no_password: self.flip(),
+            },
+            4 => AuthCommand::UserDelete { name },
+            5 => AuthCommand::UserChangePassword {
+                name,
+                password: secret,
+            },
+            6 => AuthCommand::UserGrantRole { name, role },
+            7 => AuthCommand::UserRevokeRole { name, role },
+            8 => AuthCommand::RoleAdd { name },
+            9 => AuthCommand::RoleDelete { name },
+            10 => AuthCommand::RoleGrantPermission {
+                name,
+                permission: Permission {
+                    access: [Access::Read, Access::Write, Access::ReadWrite][self.below(3) as usize],
+                    range: self.key_range(),
+                },
+            },
+            _ => AuthCommand::RoleRevokePermission {
+                name,
+                range: self.key_range(),
+            },
         }
     }
 
@@ -208,6 +249,10 @@ impl Rng {
             session: self.flip().then(|| SessionRef {
                 id: self.number() as u64,
                 seq: self.below(9),
+            }),
+            caller: self.flip().then(|| Caller {
+                user: self.text(),
+                auth_revision: self.number() as u64,
             }),
             command: self.command(),
         }
@@ -294,6 +339,25 @@ impl Rng {
                     Error::Skipped,
                     Error::LeaseExists,
                     Error::LeaseTtlTooLarge,
+                    Error::Corrupt,
+                    Error::NameTooLarge { bytes: 9, max: 8 },
+                    Error::UserEmpty,
+                    Error::RoleEmpty,
+                    Error::AuthenticationFailed,
+                    Error::PermissionNotGiven,
+                    Error::InvalidAuthManagement,
+                    Error::OldAuthRevision,
+                    Error::RootUserNotFound,
+                    Error::RootRoleNotGranted,
+                    Error::UserExists,
+                    Error::UserNotFound,
+                    Error::RoleExists,
+                    Error::RoleNotFound,
+                    Error::RoleNotGranted,
+                    Error::PermissionNotGranted,
+                    Error::AuthNotEnabled,
+                    Error::PermissionDenied,
+                    Error::InvalidToken,
                 ];
                 Err(errors[self.below(errors.len() as u64) as usize].clone())
             }
@@ -315,6 +379,7 @@ fn put(key: &str, value: &str) -> Envelope {
             seq: 4,
         },
         session: None,
+        caller: None,
         command: Command::Put(request),
     }
 }
@@ -330,6 +395,31 @@ fn the_bytes_of_a_put_are_those_of_the_document() {
     let golden = "01 01 0000 0100000000000000 0200000000000000 0300000000000000 0400000000000000 \
                   0500000000000000 0600000000000000 01 00 01000000 6b 02000000 7676";
     assert_eq!(hex(&envelope.encode()), golden.replace(' ', ""));
+    envelope.caller = Some(Caller {
+        user: "me".to_owned(),
+        auth_revision: 7,
+    });
+    let golden = "01 03 0000 0100000000000000 0200000000000000 0300000000000000 0400000000000000 \
+                  0500000000000000 0600000000000000 0700000000000000 02000000 6d65 \
+                  01 00 01000000 6b 02000000 7676";
+    assert_eq!(hex(&envelope.encode()), golden.replace(' ', ""));
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let command = AuthCommand::UserAdd {
+        name: "me".to_owned(),
+        password: Secret(Bytes::from_static(b"hash")),
+        no_password: false,
+    };
+    let shown = format!(
+        "{command:?} {:?}",
+        Reply::Authenticated(Secret(Bytes::from_static(b"hash")))
+    );
+    assert!(
+        shown.contains("me") && !shown.contains("hash") && !shown.contains("104"),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -423,7 +513,7 @@ fn what_a_newer_version_writes_is_named() {
     };
     let newer = |what, value| DecodeError::Newer { what, value };
     assert_eq!(with(0, 2), newer("entry format", 2));
-    assert_eq!(with(1, 2), newer("entry flags", 2));
+    assert_eq!(with(1, 4), newer("entry flags", 4));
     assert_eq!(with(2, 1), newer("reserved header field", 1));
     assert_eq!(with(36, 200), newer("command", 200));
     assert_eq!(with(37, 0x80), newer("put flags", 0x80));

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kvorum_model::{Alarm, Command, Envelope, Error, Origin, Reply, RequestOp, Revision, Setting, limits};
+use kvorum_model::{
+    Alarm, Caller, Command, Envelope, Error, Origin, Reply, RequestOp, Revision, Setting, limits,
+};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::core::Core;
@@ -60,6 +62,7 @@ impl<S: Store> StateMachine<S> {
             replies,
             events: std::mem::take(&mut self.core.events),
             leases: std::mem::take(&mut self.core.leases.changes),
+            auth: std::mem::take(&mut self.core.auth_changes),
         })
     }
 
@@ -149,6 +152,11 @@ fn reads_above(command: &Command, view_revision: Revision) -> bool {
     }
 }
 
+/// The user whose sessions a caller uses.
+fn owner(caller: Option<&Caller>) -> &str {
+    caller.map_or("", |caller| &caller.user)
+}
+
 /// Why a command cannot be applied at all.
 enum CommandError {
     Store(StoreError),
@@ -168,17 +176,20 @@ impl<V: View> Core<V> {
         let time_ms = self.state.time_ms;
         self.writes
             .extend(self.samples.note(time_ms, self.state.revision));
+        let caller = envelope.caller.as_ref();
         let Some(session) = envelope.session else {
-            let result = self.run(envelope.command)?;
+            let result = self.run(envelope.command, caller)?;
             return Ok(self.ran(result));
         };
         let request = xxh3_64(request);
-        let admission = self.sessions.admit(session, request, time_ms, &mut self.writes);
+        let admission = self
+            .sessions
+            .admit(session, owner(caller), request, time_ms, &mut self.writes);
         match admission.map_err(CommandError::Decode)? {
             Admission::Refused(error) => Ok(self.ran(Err(error))),
             Admission::Again(ran) => Ok(ran),
             Admission::Run => {
-                let result = self.run(envelope.command)?;
+                let result = self.run(envelope.command, caller)?;
                 let ran = self.ran(result);
                 self.sessions
                     .keep(session, request, time_ms, &ran, &mut self.writes);
@@ -196,8 +207,12 @@ impl<V: View> Core<V> {
         }
     }
 
-    fn run(&mut self, command: Command) -> Result<Result<Reply, Error>, StoreError> {
+    fn run(&mut self, command: Command, caller: Option<&Caller>) -> Result<Result<Reply, Error>, StoreError> {
         if let Some(error) = self.alarmed(&command) {
+            return Ok(Err(error));
+        }
+        let lease_keys = |id| Ok(self.leases.keys(id));
+        if let Err(error) = self.auth.check_command(caller, &command, lease_keys) {
             return Ok(Err(error));
         }
         let reply = match command {
@@ -208,7 +223,7 @@ impl<V: View> Core<V> {
             Command::Register => {
                 let (id, time_ms) = (self.state.index, self.state.time_ms);
                 self.sessions
-                    .register(id, time_ms, &mut self.writes)
+                    .register(id, owner(caller), time_ms, &mut self.writes)
                     .map_err(ReadError::from)
             }
             Command::ExpireSessions(ids) => {
@@ -221,6 +236,12 @@ impl<V: View> Core<V> {
                 let terms = (term, self.state.term);
                 self.leases.checkpoint(terms, &leases, &mut self.writes);
                 Ok(Reply::Done)
+            }
+            Command::Auth(command) => {
+                let (index, changes) = (self.state.index, &mut self.auth_changes);
+                Arc::make_mut(&mut self.auth)
+                    .apply(command, index, &mut self.writes, changes)
+                    .map_err(ReadError::from)
             }
             Command::SetAlarm {
                 alarm,

@@ -11,6 +11,7 @@ use kvorum_model::{
 };
 
 use super::RevisionEvents;
+use crate::auth::{AuthChange, AuthState};
 use crate::cache::{Head, KeyFilter, Known, detached, hash_of};
 use crate::layout::{read_record, record_sub, split_data_key, write_delete, write_put};
 use crate::leases::{LeaseRecord, Leases};
@@ -33,12 +34,14 @@ pub(super) struct Core<V> {
     pub state: State,
     pub configuration: Bytes,
     pub cluster: Arc<ClusterState>,
+    pub auth: Arc<AuthState>,
     pub samples: Samples,
     pub sessions: Sessions,
     pub leases: Leases,
     pub pending: BTreeMap<Bytes, Head>,
     pub writes: Vec<(Bytes, Option<Bytes>)>,
     pub events: Vec<RevisionEvents>,
+    pub auth_changes: Vec<AuthChange>,
     /// Memory for digests.
     pub scratch: Vec<u8>,
 }
@@ -63,12 +66,14 @@ impl<V: View> Core<V> {
             state: State::default(),
             configuration: Bytes::new(),
             cluster: Arc::default(),
+            auth: Arc::default(),
             samples: Samples::default(),
             sessions: Sessions::default(),
             leases: Leases::default(),
             pending: BTreeMap::new(),
             writes: Vec::new(),
             events: Vec::new(),
+            auth_changes: Vec::new(),
             scratch: Vec::new(),
             shared,
         }

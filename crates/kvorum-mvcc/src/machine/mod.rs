@@ -23,6 +23,7 @@ use bytes::Bytes;
 use kvorum_model::{DecodeError, Error, Event, Origin, Reply, Revision};
 
 use self::core::Core;
+use crate::auth::{AuthChange, AuthState};
 use crate::cache::HeadCache;
 use crate::leases::{LeaseChange, LeaseRecord, Leases};
 use crate::read::{Published, Reader, Shared};
@@ -126,6 +127,8 @@ pub struct ApplyOutcome {
     pub events: Vec<RevisionEvents>,
     /// What became of leases, in order.
     pub leases: Vec<LeaseChange>,
+    /// What became of tokens, in order.
+    pub auth: Vec<AuthChange>,
 }
 
 /// Why this member must stop.
@@ -223,6 +226,7 @@ impl<S: Store> StateMachine<S> {
         };
         let configuration = view.get(&CONFIGURATION_KEY)?.unwrap_or_default();
         let cluster = Arc::new(ClusterState::load(&view)?);
+        let auth = Arc::new(AuthState::load(&view)?);
         let samples = match view.get(&SAMPLES_KEY)? {
             Some(record) => Samples::decode(&record)?,
             None => Samples::default(),
@@ -236,6 +240,7 @@ impl<S: Store> StateMachine<S> {
                 state: state.clone(),
                 configuration: configuration.clone(),
                 cluster: Arc::clone(&cluster),
+                auth: Arc::clone(&auth),
                 removed: removal.removed(),
                 filter: None,
             })),
@@ -247,6 +252,7 @@ impl<S: Store> StateMachine<S> {
             state,
             configuration,
             cluster,
+            auth,
             samples,
             sessions,
             leases,
@@ -458,6 +464,7 @@ impl<S: Store> StateMachine<S> {
             state: self.core.state.clone(),
             configuration: self.core.configuration.clone(),
             cluster: Arc::clone(&self.core.cluster),
+            auth: Arc::clone(&self.core.auth),
             removed: self.removal.removed(),
             filter: self.core.filter.clone(),
         });

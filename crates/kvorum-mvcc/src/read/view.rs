@@ -11,6 +11,7 @@ use kvorum_model::{
 
 use super::{Found, ReadError, Scan, Source, answer_range, check_bounds, check_revision, holds, kv_bytes};
 use super::{check_revision_in_txn, newest, point_at, scan_at};
+use crate::auth::AuthState;
 use crate::cache::{HeadCache, KeyFilter, Known, detached, hash_of};
 use crate::layout::{Change, data_key, history_key, read_change, read_record, record_sub};
 use crate::leases::{LeaseRecord, stored_keys, stored_lease, stored_leases};
@@ -24,6 +25,7 @@ pub(crate) struct Published<V> {
     pub state: State,
     pub configuration: Bytes,
     pub cluster: Arc<ClusterState>,
+    pub auth: Arc<AuthState>,
     /// Compactions up to this revision are removed from the store, too.
     pub removed: Revision,
     /// All keys of the view, once they are gathered.
@@ -171,6 +173,11 @@ impl<S: Store> ReadView<S> {
     /// The members and settings.
     pub fn cluster(&self) -> Arc<ClusterState> {
         Arc::clone(&self.published.cluster)
+    }
+
+    /// Users, roles and permissions.
+    pub fn auth(&self) -> Arc<AuthState> {
+        Arc::clone(&self.published.auth)
     }
 
     /// Whether an alarm of this kind stands.

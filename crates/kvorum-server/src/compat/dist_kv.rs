@@ -147,6 +147,7 @@ pub(crate) async fn create(core: &Core, request: Request<Incoming>) -> Answer {
 async fn create_request(core: &Core, request: Request<Incoming>) -> Result<(Context, PutRequest), Failure> {
     let (parts, body) = request.into_parts();
     let context = Context::from_headers(&parts.headers, &core.handle)?;
+    core.require_token(&context)?;
     let body = whole_body(core, body, &context).await?;
     let [key, value] =
         strings(&body, ["key", "value"]).ok_or_else(|| failure(400, "Unable to decode body"))?;
@@ -209,6 +210,7 @@ fn created(reply: &TxnResponse) -> Created {
 /// `GET /key/{id}`.
 pub(crate) async fn get(core: &Core, request: &Request<Incoming>, id: &str) -> Answer {
     let context = Context::from_headers(request.headers(), &core.handle)?;
+    core.require_token(&context)?;
     let key = decode_key(id)?;
     if key.len() > core.surfaces.key_bytes_max {
         return Err(failure(400, KEY_TOO_LONG));
@@ -229,7 +231,7 @@ pub(crate) async fn get(core: &Core, request: &Request<Incoming>, id: &str) -> A
         confirmed.map_err(|error| read_status(core, error))?;
     }
     core.metrics.ranges.add_one();
-    let found = core.reads.range(read).await?.seen.answer.kvs.pop();
+    let found = core.range(&context, read).await?.seen.answer.kvs.pop();
     let value = found.ok_or_else(not_found)?.value;
     let value = std::str::from_utf8(&value).map_err(|_| failure(422, NOT_UTF8))?;
     let quoted = |text: &str| Value::from(text).to_string();
@@ -240,6 +242,8 @@ pub(crate) async fn get(core: &Core, request: &Request<Incoming>, id: &str) -> A
 pub(crate) async fn delete(core: &Core, request: &Request<Incoming>, id: &str) -> Answer {
     let context = Context::from_headers(request.headers(), &core.handle);
     let context = context.map_err(|status| Failure::from(status).not_applied())?;
+    let named = core.require_token(&context);
+    named.map_err(|status| Failure::from(status).not_applied())?;
     let key = decode_key(id).map_err(|status| Failure::from(status).not_applied())?;
     // No such key can be there.
     if key.is_empty() || key.len() > core.handle.limits().key_bytes_max {
@@ -268,6 +272,8 @@ pub(crate) async fn register(core: &Core, request: Request<Incoming>) -> Answer 
     let announced = async {
         let (parts, body) = request.into_parts();
         let context = Context::from_headers(&parts.headers, &core.handle)?;
+        core.require_token(&context)?;
+        core.require_admin(&context).await?;
         let body = whole_body(core, body, &context).await?;
         let unreadable = || failure(400, "unable to decode body");
         let [name, address, incarnation] =

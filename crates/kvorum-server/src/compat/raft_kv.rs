@@ -38,6 +38,7 @@ fn check_key(core: &Core, key: &str) -> Result<(), Status> {
 }
 
 async fn get(core: &Core, context: &Context, key: String) -> Result<String, Status> {
+    core.require_token(context)?;
     if key.is_empty() {
         return Err(empty_key());
     }
@@ -53,7 +54,7 @@ async fn get(core: &Core, context: &Context, key: String) -> Result<String, Stat
         confirmed.map_err(|error| read_status(core, error))?;
     }
     core.metrics.ranges.add_one();
-    let found = core.reads.range(read).await?.seen.answer.kvs.pop();
+    let found = core.range(context, read).await?.seen.answer.kvs.pop();
     let value = found.ok_or_else(|| Status::not_found("not found"))?.value;
     String::from_utf8(value.into()).map_err(|_| Status::failed_precondition(NOT_UTF8))
 }
@@ -83,6 +84,8 @@ async fn delete(core: &Core, context: &Context, key: String) -> Result<(), Statu
 }
 
 async fn write(core: &Core, context: &Context, command: Command) -> Result<(), Status> {
+    let named = core.require_token(context);
+    named.map_err(|status| Outcome::NotApplied.mark(status))?;
     let written = core.write(context, command).await;
     let applied = written.map_err(|error| write_status(core, error))?;
     applied.result.map(drop).map_err(|error| refused(&error))
@@ -98,6 +101,14 @@ fn info(core: &Core) -> InfoResponse {
         last_log_term: status.last.term,
         state: state_name(&status).to_owned(),
     }
+}
+
+/// The same, if who asks is known.
+async fn info_for(core: &Core, context: Result<Context, Status>) -> Result<InfoResponse, Status> {
+    let context = context?;
+    core.require_token(&context)?;
+    core.require_user(&context).await?;
+    Ok(info(core))
 }
 
 /// The gRPC services.
@@ -150,10 +161,11 @@ impl KvService for RaftKv {
 
 #[tonic::async_trait]
 impl RaftService for RaftKv {
-    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+    async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
         let metrics = &self.0.metrics;
         let started = metrics.begin(Method::RaftKvInfo);
-        metrics.end(Method::RaftKvInfo, started, Ok(Response::new(info(&self.0))))
+        let info = info_for(&self.0, Context::of(&request, &self.0.handle)).await;
+        metrics.end(Method::RaftKvInfo, started, info.map(Response::new))
     }
 }
 
@@ -234,8 +246,9 @@ struct InfoBody {
 }
 
 /// `GET /raft/info`.
-pub(crate) fn rest_info(core: &Core) -> HttpResponse<Body> {
-    let info = info(core);
+pub(crate) async fn rest_info(core: &Core, request: &HttpRequest<Incoming>) -> Answer {
+    let context = Context::from_headers(request.headers(), &core.handle);
+    let info = info_for(core, context).await?;
     let body = InfoBody {
         term: info.term.to_string(),
         commit_index: info.commit_index.to_string(),
@@ -244,5 +257,5 @@ pub(crate) fn rest_info(core: &Core) -> HttpResponse<Body> {
         last_log_term: info.last_log_term.to_string(),
         state: info.state,
     };
-    json_response(StatusCode::OK, &body)
+    Ok(json_response(StatusCode::OK, &body))
 }

@@ -43,6 +43,8 @@ impl RaftKvStore {
 
     async fn write<T>(&self, request: &Request<T>, command: Command) -> Result<Written, Status> {
         let context = Context::of(request, &self.0.handle)?;
+        let named = self.0.require_token(&context);
+        named.map_err(|status| Outcome::NotApplied.mark(status))?;
         match self.0.write(&context, command).await {
             Ok(applied) => match applied.result {
                 Ok(_) => Ok(Ok(applied.index)),
@@ -56,7 +58,10 @@ impl RaftKvStore {
     /// Whether a refusal is the caller's mistake, or the store's answer.
     fn by_kind(&self, error: Error) -> Result<Written, Status> {
         match error.kind() {
-            ErrorKind::Invalid | ErrorKind::FailedPrecondition => {
+            ErrorKind::Invalid
+            | ErrorKind::FailedPrecondition
+            | ErrorKind::Denied
+            | ErrorKind::Unauthenticated => {
                 let status = Status::new(status_of(&error).code(), self.0.explain(&error));
                 Err(Outcome::of_error(&error).mark(status))
             }
@@ -68,6 +73,7 @@ impl RaftKvStore {
 
     async fn read(&self, request: &Request<pb::GetRequest>) -> Result<pb::GetResponse, Status> {
         let context = Context::of(request, &self.0.handle)?;
+        self.0.require_token(&context)?;
         let range = KeyRange::point(request.get_ref().key.clone());
         let read = RangeRequest {
             range,
@@ -79,7 +85,7 @@ impl RaftKvStore {
             self.0.barrier(&context).await?;
         }
         self.0.metrics.ranges.add_one();
-        let found = self.0.reads.range(read).await?.seen.answer.kvs.pop();
+        let found = self.0.range(&context, read).await?.seen.answer.kvs.pop();
         Ok(pb::GetResponse {
             found: found.is_some(),
             value: found.map_or_else(Bytes::new, |kv| kv.value),
@@ -111,6 +117,17 @@ fn cluster_status(core: &Core) -> pb::ClusterStatusResponse {
     }
 }
 
+/// The same, if who asks is known.
+async fn status_for(
+    core: &Core,
+    context: Result<Context, Status>,
+) -> Result<pb::ClusterStatusResponse, Status> {
+    let context = context?;
+    core.require_token(&context)?;
+    core.require_user(&context).await?;
+    Ok(cluster_status(core))
+}
+
 /// `ClusterStatusResponse` in snake_case.
 #[derive(Serialize)]
 struct StatusBody {
@@ -124,8 +141,12 @@ struct StatusBody {
 }
 
 /// `GET /status`.
-pub(crate) fn rest_status(core: &Core) -> http::Response<Body> {
-    let status = cluster_status(core);
+pub(crate) async fn rest_status(
+    core: &Core,
+    request: &http::Request<Incoming>,
+) -> Result<http::Response<Body>, Failed> {
+    let context = Context::from_headers(request.headers(), &core.handle);
+    let status = status_for(core, context).await?;
     let body = StatusBody {
         node_id: status.node_id,
         state: status.state,
@@ -135,7 +156,7 @@ pub(crate) fn rest_status(core: &Core) -> http::Response<Body> {
         commit_index: status.commit_index,
         last_applied: status.last_applied,
     };
-    json_response(http::StatusCode::OK, &body)
+    Ok(json_response(http::StatusCode::OK, &body))
 }
 
 /// Most operations of one batch.
@@ -226,6 +247,7 @@ pub(crate) async fn rest_batch(
     let (parts, body) = request.into_parts();
     let parsed = async {
         let context = Context::from_headers(&parts.headers, &core.handle)?;
+        core.require_token(&context)?;
         // Base64 makes four bytes of three.
         let bytes_max = 2 * limits.request_bytes_max + WIRE_OVERHEAD_BYTES;
         let body = body_within(bytes_max, body, &context).await?;
@@ -311,13 +333,14 @@ impl KvStore for RaftKvStore {
 
     async fn get_cluster_status(
         &self,
-        _: Request<pb::ClusterStatusRequest>,
+        request: Request<pb::ClusterStatusRequest>,
     ) -> Result<Response<pb::ClusterStatusResponse>, Status> {
         let started = self.0.metrics.begin(Method::KvStatus);
-        let answer = cluster_status(&self.0);
+        let context = Context::of(&request, &self.0.handle);
+        let answer = status_for(&self.0, context).await;
         self.0
             .metrics
-            .end(Method::KvStatus, started, Ok(answer))
+            .end(Method::KvStatus, started, answer)
             .map(Response::new)
     }
 }

@@ -156,6 +156,7 @@ impl Applier {
         }
         let done = self.driver.apply(entries).map_err(|error| error.to_string())?;
         self.metrics.note_applied(&done.replies);
+        self.port.note_auth(done.auth);
         // Before the answers: a watch that is created after a write was answered begins after it.
         if !done.events.is_empty() {
             self.watch.publish(done.events);
@@ -209,6 +210,7 @@ impl Applier {
             .make_current(record_of(last))
             .map_err(|error| error.to_string())?;
         let report = self.driver.install(machine);
+        self.port.forget_tokens();
         tracing::info!(index = last.index, "installed a snapshot");
         self.watch.reset(report.revision);
         (self.inbox)(Input::Installed { meta, report });

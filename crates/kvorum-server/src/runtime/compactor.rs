@@ -11,7 +11,6 @@ use kvorum_model::{Command, Error, Revision};
 use crate::api::Core;
 use crate::etcd_options::Compaction;
 use crate::handle::WriteError;
-use crate::services::Context;
 
 /// Between two compactions by age at most, and the time that a longer one is divided by.
 const HOUR: Duration = Duration::from_secs(3600);
@@ -117,8 +116,9 @@ pub(crate) async fn run(core: Core, policy: Compaction) {
             continue;
         };
         tracing::info!(revision = target, "starting auto compaction");
-        let context = Context::of_member(&core.handle);
-        let result = core.write(&context, Command::Compact(target)).await;
+        // The cluster's own: nobody asks for it.
+        let (compact, deadline) = (Command::Compact(target), core.handle.deadline(None));
+        let result = core.handle.write(compact, None, None, deadline).await;
         let result = result.and_then(|applied| applied.result.map(drop).map_err(WriteError::Refused));
         match result {
             // Somebody did it before.

@@ -263,6 +263,7 @@ impl Member {
             request_bytes_max: options.request_bytes_max,
             txn_ops_max: options.etcd.txn_ops_max,
             request_timeout: options.request_limit(),
+            auth: options.auth,
         };
         let (handle, port) = replica_handle(
             shown,

@@ -59,6 +59,8 @@ impl ClusterService {
     }
 
     async fn change(&self, context: &Context, request: AdminRequest) -> Result<Option<u64>, Status> {
+        let permitted = self.0.require_admin(context).await;
+        permitted.map_err(|status| Outcome::NotApplied.mark(status))?;
         let request = match self.0.operations.strict_reconfiguration {
             true => AdminRequest::Checked {
                 request: Box::new(request),
@@ -86,6 +88,7 @@ impl ClusterService {
         if request.get_ref().linearizable {
             self.0.barrier(&context).await?;
         }
+        self.0.require_user(&context).await?;
         Ok(pb::MemberListResponse {
             header: Some(self.0.header(0)),
             members: self.members(),
@@ -153,6 +156,8 @@ impl ClusterService {
     ) -> Result<pb::MemberUpdateResponse, Status> {
         let context = Context::of(&request, &self.0.handle)?;
         let request = request.into_inner();
+        let permitted = self.0.require_admin(&context).await;
+        permitted.map_err(|status| Outcome::NotApplied.mark(status))?;
         let peer_addresses = addresses(&request.peer_ur_ls)?;
         self.0.barrier(&context).await?;
         let (configuration, cluster) = self.membership();

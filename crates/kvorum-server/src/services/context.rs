@@ -1,5 +1,6 @@
 //! What a request says about itself beside its message: deadline, session, consistency, wish for a leader.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
@@ -10,7 +11,7 @@ use tonic::{Request, Status};
 use crate::handle::{ReadError, ReplicaHandle, WriteError};
 
 /// See the module.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub(crate) struct Context {
     /// When the answer must be there.
     pub deadline: Instant,
@@ -20,22 +21,14 @@ pub(crate) struct Context {
     pub local: bool,
     /// The caller wants an error rather than to wait for a leader.
     pub require_leader: bool,
+    /// What shows who asks; not shown.
+    pub token: Option<Arc<str>>,
 }
 
 impl Context {
     /// From a gRPC request.
     pub(crate) fn of<T>(request: &Request<T>, handle: &ReplicaHandle) -> Result<Context, Status> {
         Context::from_headers(request.metadata().as_ref(), handle)
-    }
-
-    /// Of a request that this member makes by itself.
-    pub(crate) fn of_member(handle: &ReplicaHandle) -> Context {
-        Context {
-            deadline: handle.deadline(None),
-            session: None,
-            local: false,
-            require_leader: true,
-        }
     }
 
     /// From the header of a REST request.
@@ -62,6 +55,7 @@ impl Context {
             session,
             local,
             require_leader,
+            token: token(headers),
         })
     }
 
@@ -88,6 +82,13 @@ impl Context {
             Ok(())
         }
     }
+}
+
+/// The token of `token` or else `authorization`, without its `Bearer`. One that is no text is none of ours.
+fn token(headers: &HeaderMap) -> Option<Arc<str>> {
+    let value = headers.get("token").or_else(|| headers.get("authorization"))?;
+    let value = value.to_str().unwrap_or_default();
+    Some(value.strip_prefix("Bearer ").unwrap_or(value).into())
 }
 
 fn bad_session() -> Status {
@@ -152,6 +153,25 @@ mod tests {
         for bad in ["", "S", "5", "123456789S", "-1S", "5s", "5 S"] {
             check(bad, None);
         }
+    }
+
+    #[test]
+    fn tokens() {
+        let check = |headers: &[(&'static str, &str)], expected: Option<&str>| {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.append(*name, value.parse().unwrap());
+            }
+            assert_eq!(token(&map).as_deref(), expected, "{headers:?}");
+        };
+        check(&[], None);
+        check(&[("token", "a.1")], Some("a.1"));
+        check(&[("authorization", "a.1")], Some("a.1"));
+        check(&[("authorization", "Bearer a.1")], Some("a.1"));
+        check(&[("token", "Bearer a.1")], Some("a.1"));
+        check(&[("authorization", "b.2"), ("token", "a.1")], Some("a.1"));
+        check(&[("token", "a.1"), ("token", "b.2")], Some("a.1"));
+        check(&[("token", "ü")], Some(""));
     }
 
     #[test]

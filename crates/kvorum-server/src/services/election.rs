@@ -151,7 +151,7 @@ async fn observe(
         let header = found.header.unwrap_or_default();
         let (header, kv) = match found.kvs.into_iter().next() {
             Some(kv) => (header, kv),
-            None => match first_put(queues, below(&prefix), header.revision).await? {
+            None => match first_put(queues, caller, below(&prefix), header.revision).await? {
                 Some(kv) => (queues.core.header(kv.mod_revision), kv),
                 None => continue,
             },
@@ -160,7 +160,7 @@ async fn observe(
         if !send(header, kv).await {
             return Ok(());
         }
-        let mut watching = queues.watch(KeyRange::point(key), seen + 1).await;
+        let mut watching = queues.watch(caller, KeyRange::point(key), seen + 1).await?;
         'leader: while let Some((revision, events)) = watching.next().await? {
             for event in events {
                 if is_delete(&event) {
@@ -177,10 +177,11 @@ async fn observe(
 /// The first key that is put below a prefix; `None`: its history is gone.
 async fn first_put(
     queues: &Queues,
+    caller: &Caller,
     range: KeyRange,
     from: i64,
 ) -> Result<Option<kvorum_proto::mvccpb::KeyValue>, Status> {
-    let mut watching = queues.watch(range, from).await;
+    let mut watching = queues.watch(caller, range, from).await?;
     while let Some((_, events)) = watching.next().await? {
         if let Some(put) = events.into_iter().find(|event| !is_delete(event)) {
             return Ok(Some(put.kv.into()));

@@ -31,14 +31,14 @@ impl EtcdKv {
         EtcdKv(core)
     }
 
-    async fn write(&self, context: Context, command: Command) -> Result<Applied, Status> {
-        self.0.write(&context, command).await.map_err(Status::from)
+    async fn write(&self, context: &Context, command: Command) -> Result<Applied, Status> {
+        self.0.write(context, command).await.map_err(Status::from)
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<pb::PutResponse, Status> {
         let context = Context::of(&request, &self.0.handle)?;
         let applied = self
-            .write(context, Command::Put(request.into_inner().into()))
+            .write(&context, Command::Put(request.into_inner().into()))
             .await?;
         let header = self.0.header_of(&applied);
         match applied.result {
@@ -53,7 +53,7 @@ impl EtcdKv {
     ) -> Result<pb::DeleteRangeResponse, Status> {
         let context = Context::of(&request, &self.0.handle)?;
         let applied = self
-            .write(context, Command::DeleteRange(request.into_inner().into()))
+            .write(&context, Command::DeleteRange(request.into_inner().into()))
             .await?;
         let header = self.0.header_of(&applied);
         match applied.result {
@@ -77,7 +77,7 @@ impl EtcdKv {
             self.0.barrier(&context).await?;
         }
         self.0.metrics.ranges.add_one();
-        let Answered { seen, held } = self.0.reads.range(request).await?;
+        let Answered { seen, held } = self.0.range(&context, request).await?;
         let mut response = Response::new(range_response(seen.answer, self.0.header(seen.revision)));
         response.extensions_mut().extend(held_extension(held));
         Ok(response)
@@ -99,12 +99,12 @@ impl EtcdKv {
                 self.0.barrier(&context).await?;
             }
             self.0.metrics.txns.add_one();
-            let Answered { seen, held } = self.0.reads.txn(txn).await?;
+            let Answered { seen, held } = self.0.read_txn(&context, txn).await?;
             let mut response = Response::new(txn_response(seen.answer, self.0.header(seen.revision)));
             response.extensions_mut().extend(held_extension(held));
             return Ok(response);
         }
-        let applied = self.write(context, Command::Txn(txn)).await?;
+        let applied = self.write(&context, Command::Txn(txn)).await?;
         let header = self.0.header_of(&applied);
         match applied.result {
             Ok(Reply::Txn(answer)) => Ok(Response::new(txn_response(answer, header))),
@@ -118,7 +118,7 @@ impl EtcdKv {
     ) -> Result<pb::CompactionResponse, Status> {
         let context = Context::of(&request, &self.0.handle)?;
         let pb::CompactionRequest { revision, physical } = request.into_inner();
-        let applied = self.write(context, Command::Compact(revision)).await?;
+        let applied = self.write(&context, Command::Compact(revision)).await?;
         let header = self.0.header_of(&applied);
         match applied.result {
             Ok(Reply::Compact) => {}
@@ -154,7 +154,7 @@ impl EtcdKv {
         let (chunks, receiver) = tokio::sync::mpsc::channel(1);
         let core = self.0.clone();
         tokio::spawn(async move {
-            let mut streaming = Streaming::new(core, request);
+            let mut streaming = Streaming::new(core, context, request);
             loop {
                 let chunk = streaming.next().await;
                 let is_last = streaming.is_over || chunk.is_err();
@@ -173,6 +173,7 @@ impl EtcdKv {
 /// The way of a stream through its range: one page of the store at a time, all at one revision.
 struct Streaming {
     core: Core,
+    context: Context,
     request: model::RangeRequest,
     /// 0 until the first page pins it.
     revision: i64,
@@ -184,10 +185,11 @@ struct Streaming {
 }
 
 impl Streaming {
-    fn new(core: Core, request: model::RangeRequest) -> Self {
+    fn new(core: Core, context: Context, request: model::RangeRequest) -> Self {
         let (revision, rest) = (request.revision.max(0), request.range.clone());
         Streaming {
             core,
+            context,
             request,
             revision,
             rest,
@@ -210,8 +212,12 @@ impl Streaming {
         let records_max = self.chunk_records.min(left);
         let seen = self
             .core
-            .reads
-            .page(self.rest.clone(), self.revision, records_max, bytes_max)
+            .page(
+                &self.context,
+                self.rest.clone(),
+                self.revision,
+                (records_max, bytes_max),
+            )
             .await?;
         if self.revision == 0 {
             self.revision = seen.revision;
@@ -248,8 +254,7 @@ impl Streaming {
         let count = match more || self.request.count_only {
             true => {
                 self.core
-                    .reads
-                    .count(self.request.range.clone(), self.revision)
+                    .count(&self.context, self.request.range.clone(), self.revision)
                     .await?
             }
             false => self.sent,

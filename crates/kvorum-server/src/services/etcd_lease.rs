@@ -14,7 +14,6 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Context;
 use crate::api::Core;
-use crate::handle::ReadError;
 use crate::http::Phase;
 use crate::metrics::Method;
 
@@ -40,8 +39,8 @@ impl EtcdLease {
         }
     }
 
-    async fn write(&self, context: Context, command: Command) -> Result<Applied, Status> {
-        self.core.write(&context, command).await.map_err(Status::from)
+    async fn write(&self, context: &Context, command: Command) -> Result<Applied, Status> {
+        self.core.write(context, command).await.map_err(Status::from)
     }
 
     /// A positive ID that hardly anybody else chooses. To the retry of a session's request the same one, or the
@@ -80,7 +79,7 @@ impl EtcdLease {
         loop {
             tries -= 1;
             let id = if asked == 0 { self.choose(&context) } else { asked };
-            let applied = self.write(context, Command::LeaseGrant { id, ttl_s }).await?;
+            let applied = self.write(&context, Command::LeaseGrant { id, ttl_s }).await?;
             let header = Some(self.core.header_of(&applied));
             match applied.result {
                 Ok(Reply::LeaseGranted { id, ttl_s: ttl }) => {
@@ -104,7 +103,7 @@ impl EtcdLease {
         let context = Context::of(&request, &self.core.handle)?;
         let id = request.into_inner().id;
         let applied = self
-            .write(context, Command::LeaseRevoke { id, expiry: None })
+            .write(&context, Command::LeaseRevoke { id, expiry: None })
             .await?;
         let header = Some(self.core.header_of(&applied));
         match applied.result {
@@ -115,8 +114,9 @@ impl EtcdLease {
 
     /// The header is taken before the renewal, as etcd does: a lease that ended at a revision is never seen renewed
     /// at a later one.
-    async fn keep_alive(&self, id: i64) -> Result<pb::LeaseKeepAliveResponse, ReadError> {
+    async fn keep_alive(&self, context: &Context, id: i64) -> Result<pb::LeaseKeepAliveResponse, Status> {
         let header = Some(self.core.header(self.core.handle.state().facts().revision));
+        self.core.may_renew(context, id).await?;
         let deadline = self.core.handle.deadline(None);
         let answer = self
             .core
@@ -134,6 +134,7 @@ impl EtcdLease {
         let context = Context::of(&request, &self.core.handle)?;
         context.check_leader_for_read(&self.core.handle)?;
         let pb::LeaseTimeToLiveRequest { id, keys: with_keys } = request.into_inner();
+        self.core.require_user(&context).await?;
         let answer = self
             .core
             .handle
@@ -148,7 +149,7 @@ impl EtcdLease {
         };
         if with_keys && answer.ttl_s >= 0 {
             self.core.barrier(&context).await?;
-            let seen = self.core.reads.lease_keys(id).await?;
+            let seen = self.core.lease_keys(&context, id).await?;
             response.header = Some(self.core.header(seen.revision));
             match seen.answer {
                 Some(keys) => response.keys = keys,
@@ -166,8 +167,8 @@ impl EtcdLease {
         &self,
         request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<pb::LeaseLeasesResponse, Status> {
-        let _ = Context::of(&request, &self.core.handle)?;
-        let mut seen = self.core.reads.leases().await?;
+        let context = Context::of(&request, &self.core.handle)?;
+        let mut seen = self.core.leases(&context).await?;
         let ends = |lease: &kvorum_mvcc::LeaseRecord| {
             lease
                 .granted_ms
@@ -194,13 +195,13 @@ async fn renew(
         let asked = async {
             loop {
                 match client.message().await {
-                    Ok(Some(request)) => match service.keep_alive(request.id).await {
+                    Ok(Some(request)) => match service.keep_alive(&context, request.id).await {
                         Ok(answer) => {
                             if answers.send(Ok(answer)).await.is_err() {
                                 return None;
                             }
                         }
-                        Err(error) => return Some(error.into()),
+                        Err(status) => return Some(status),
                     },
                     Ok(None) => return None,
                     Err(status) => return Some(status),

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
-use kvorum_model::KeyRange;
+use kvorum_model::{Error, KeyRange};
 use kvorum_mvcc::watch::{WatchOutput, WatchRequest};
 use kvorum_proto::etcdserverpb::watch_create_request::FilterType;
 use kvorum_proto::etcdserverpb::watch_request::RequestUnion;
@@ -75,7 +75,7 @@ async fn listen(
     let reason = {
         let asked = async {
             while let Ok(Some(request)) = client.message().await {
-                forward(request, &requests).await;
+                forward(&core, &context, request, &requests).await;
             }
             // The client has no more wishes, and keeps its watchers.
             std::future::pending::<()>().await;
@@ -111,7 +111,7 @@ pub(crate) async fn leaderless(core: &Core) {
     }
 }
 
-async fn forward(request: pb::WatchRequest, requests: &StreamRequests) {
+async fn forward(core: &Core, context: &Context, request: pb::WatchRequest, requests: &StreamRequests) {
     match request.request_union {
         Some(RequestUnion::CreateRequest(create)) => {
             let leaves_out = |kind: FilterType| create.filters.contains(&kind.into());
@@ -128,13 +128,30 @@ async fn forward(request: pb::WatchRequest, requests: &StreamRequests) {
                 progress_notify: create.progress_notify,
                 fragment: create.fragment,
             };
-            requests.create(request).await;
+            let permitted = match core.refused_anyway(&request) {
+                Some(passed) => Ok(passed),
+                None => core.may_watch(context, &request.range).await,
+            };
+            match permitted {
+                Ok(passed) => requests.create(passed, request).await,
+                Err(error) => requests.refuse(reason(&error)).await,
+            }
         }
         Some(RequestUnion::CancelRequest(cancel)) => requests.cancel(cancel.watch_id).await,
         Some(RequestUnion::ProgressRequest(_)) => requests.progress().await,
         // As in etcd a request without content is passed over.
         None => {}
     }
+}
+
+/// A refusal as Go's gRPC prints it: what etcd's clients find in the answer.
+fn reason(error: &Error) -> String {
+    let status = kvorum_proto::status_of(error);
+    format!(
+        "rpc error: code = {:?} desc = {}",
+        status.code(),
+        status.message()
+    )
 }
 
 /// The responses of one stream.

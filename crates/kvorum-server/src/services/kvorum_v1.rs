@@ -36,6 +36,8 @@ impl KvorumService {
 
     async fn register(&self, request: Request<pb::RegisterSessionRequest>) -> Result<u64, Status> {
         let context = Context::of(&request, &self.0.handle)?;
+        let named = self.0.require_token(&context);
+        named.map_err(|status| Outcome::NotApplied.mark(status))?;
         match self.0.write(&context, Command::Register).await?.result {
             Ok(Reply::Registered(session)) => Ok(session),
             Err(error) => Err(refused(&error)),
@@ -136,8 +138,23 @@ impl KvorumService {
         }
     }
 
+    async fn require_admin(&self, context: &Context) -> Result<(), Status> {
+        let permitted = async {
+            self.0.require_token(context)?;
+            self.0.require_admin(context).await
+        };
+        permitted.await.map_err(|status| Outcome::NotApplied.mark(status))
+    }
+
+    async fn require_user<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let context = Context::of(request, &self.0.handle)?;
+        self.0.require_token(&context)?;
+        self.0.require_user(&context).await
+    }
+
     /// Makes a change of the membership, whoever leads.
     async fn administer(&self, context: &Context, request: AdminRequest) -> Result<Option<u64>, Status> {
+        self.require_admin(context).await?;
         operations::change(&self.0, request, context.deadline).await
     }
 
@@ -196,6 +213,7 @@ impl KvorumService {
 
     async fn add(&self, request: Request<pb::MemberAddRequest>) -> Result<pb::MemberAddResponse, Status> {
         let context = Context::of(&request, &self.0.handle)?;
+        self.require_admin(&context).await?;
         let request = request.into_inner();
         let record = self.newcomer(request.name, request.peer_addresses, 0)?;
         let id = self
@@ -216,6 +234,7 @@ impl KvorumService {
         request: Request<pb::MemberReplaceRequest>,
     ) -> Result<pb::MemberReplaceResponse, Status> {
         let context = Context::of(&request, &self.0.handle)?;
+        self.require_admin(&context).await?;
         let request = request.into_inner();
         let old = self.selected(&context, request.member).await?;
         let known = self
@@ -259,6 +278,7 @@ impl KvorumService {
 
     async fn promote(&self, request: Request<pb::MemberPromoteRequest>) -> Result<Vec<pb::Member>, Status> {
         let context = Context::of(&request, &self.0.handle)?;
+        self.require_admin(&context).await?;
         let id = self.selected(&context, request.into_inner().member).await?;
         self.administer(&context, AdminRequest::Promote(id)).await?;
         Ok(self
@@ -268,6 +288,7 @@ impl KvorumService {
 
     async fn remove(&self, request: Request<pb::MemberRemoveRequest>) -> Result<Vec<pb::Member>, Status> {
         let context = Context::of(&request, &self.0.handle)?;
+        self.require_admin(&context).await?;
         let id = self.selected(&context, request.into_inner().member).await?;
         self.administer(&context, AdminRequest::Remove(id)).await?;
         Ok(self
@@ -277,6 +298,7 @@ impl KvorumService {
 
     async fn transfer(&self, request: Request<pb::TransferLeadershipRequest>) -> Result<u64, Status> {
         let context = Context::of(&request, &self.0.handle)?;
+        self.require_admin(&context).await?;
         let target = match request.into_inner().to {
             Some(selector) if selector != MemberSelector::default() => {
                 self.selected(&context, Some(selector)).await?
@@ -309,6 +331,7 @@ impl KvorumService {
         request: Request<pb::ExportRequest>,
     ) -> Result<Response<ExportStream>, Status> {
         let context = Context::of(&request, &self.0.handle)?;
+        self.0.require_token(&context)?;
         let request = request.into_inner();
         let range = match request.key.is_empty() && request.range_end.is_empty() {
             true => KeyRange::prefix(b""),
@@ -329,7 +352,8 @@ impl KvorumService {
         }
         // One message is built while one is on its way: no more is in memory, however slow the receiver.
         let (messages, receiver) = tokio::sync::mpsc::channel(1);
-        tokio::spawn(export(self.0.clone(), range, request.revision.max(0), messages));
+        let (core, revision) = (self.0.clone(), request.revision.max(0));
+        tokio::spawn(export(core, context, range, revision, messages));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
@@ -337,6 +361,7 @@ impl KvorumService {
 /// Sends a range page by page at the revision of the first page; no view stays open while the receiver is slow.
 async fn export(
     core: Core,
+    context: Context,
     mut range: KeyRange,
     mut revision: i64,
     messages: tokio::sync::mpsc::Sender<Result<pb::ExportResponse, Status>>,
@@ -344,8 +369,7 @@ async fn export(
     let mut sent = 0;
     loop {
         let seen = match core
-            .reads
-            .page(range.clone(), revision, EXPORT_RECORDS, EXPORT_BYTES)
+            .page(&context, range.clone(), revision, (EXPORT_RECORDS, EXPORT_BYTES))
             .await
         {
             Ok(seen) => seen,
@@ -475,8 +499,15 @@ impl Kvorum for KvorumService {
         self.counted(call).await
     }
 
-    async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
-        self.counted(async { Ok(self.status_of_member()) }).await
+    async fn status(
+        &self,
+        request: Request<pb::StatusRequest>,
+    ) -> Result<Response<pb::StatusResponse>, Status> {
+        let call = async {
+            self.require_user(&request).await?;
+            Ok(self.status_of_member())
+        };
+        self.counted(call).await
     }
 
     async fn members(
@@ -485,6 +516,7 @@ impl Kvorum for KvorumService {
     ) -> Result<Response<pb::MembersResponse>, Status> {
         let call = async {
             let context = Context::of(&request, &self.0.handle)?;
+            self.require_user(&request).await?;
             if request.get_ref().linearizable {
                 self.0.barrier(&context).await?;
             }
@@ -538,6 +570,7 @@ impl Kvorum for KvorumService {
     async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinResponse>, Status> {
         let call = async {
             let context = Context::of(&request, &self.0.handle)?;
+            self.require_admin(&context).await?;
             crate::joining::join(&self.0, request.into_inner(), context.deadline).await
         };
         self.counted(call).await

@@ -77,6 +77,10 @@ impl MaintenanceService {
             .map_err(|_| Status::invalid_argument("kvorum: unknown alarm action"))?;
         let wanted = AlarmType::try_from(request.alarm)
             .map_err(|_| Status::invalid_argument("kvorum: unknown alarm"))?;
+        match action {
+            AlarmAction::Get => self.0.require_user(&context).await?,
+            _ => self.0.require_admin(&context).await?,
+        }
         let alarms = match (action, of_kind(wanted)) {
             (AlarmAction::Get, wanted) => {
                 self.0.barrier(&context).await?;
@@ -113,6 +117,7 @@ impl MaintenanceService {
         request: Request<pb::MoveLeaderRequest>,
     ) -> Result<pb::MoveLeaderResponse, Status> {
         let context = Context::of(&request, &self.0.handle)?;
+        self.0.require_admin(&context).await?;
         let target = request.into_inner().target_id;
         let not_leader = || Status::failed_precondition("etcdserver: not leader");
         let bad_transferee = || Status::failed_precondition("etcdserver: bad leader transferee");
@@ -142,6 +147,7 @@ impl MaintenanceService {
     }
 
     async fn hash_keyspace(&self, request: Request<pb::HashKvRequest>) -> Result<pb::HashKvResponse, Status> {
+        self.require_admin(&request).await?;
         let (state, revision) = (self.0.handle.state().clone(), request.into_inner().revision);
         let seen = blocking(move || state.hash_kv(revision))
             .await?
@@ -154,13 +160,19 @@ impl MaintenanceService {
         })
     }
 
-    async fn hash_everything(&self) -> Result<pb::HashResponse, Status> {
+    async fn hash_everything(&self, request: Request<pb::HashRequest>) -> Result<pb::HashResponse, Status> {
+        self.require_admin(&request).await?;
         let state = self.0.handle.state().clone();
         let seen = blocking(move || state.hash()).await?.map_err(state_status)?;
         Ok(pb::HashResponse {
             header: Some(self.0.header(seen.revision)),
             hash: seen.answer,
         })
+    }
+
+    async fn require_admin<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let context = Context::of(request, &self.0.handle)?;
+        self.0.require_admin(&context).await
     }
 
     /// No version of kvorum is an older etcd: a target is malformed or not one that can be reached, and there is
@@ -170,6 +182,7 @@ impl MaintenanceService {
         request: Request<pb::DowngradeRequest>,
     ) -> Result<pb::DowngradeResponse, Status> {
         let context = Context::of(&request, &self.0.handle)?;
+        self.0.require_admin(&context).await?;
         let request = request.into_inner();
         let action = DowngradeAction::try_from(request.action)
             .map_err(|_| Status::invalid_argument("kvorum: unknown downgrade action"))?;
@@ -239,9 +252,16 @@ fn of_kind(alarm: AlarmType) -> Option<Alarm> {
 impl Maintenance for MaintenanceService {
     type SnapshotStream = SnapshotStream;
 
-    async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        request: Request<pb::StatusRequest>,
+    ) -> Result<Response<pb::StatusResponse>, Status> {
         self.0
-            .counted(Method::Status, async { Ok(self.status_of_member()) })
+            .counted(Method::Status, async {
+                let context = Context::of(&request, &self.0.handle)?;
+                self.0.require_user(&context).await?;
+                Ok(self.status_of_member())
+            })
             .await
     }
 
@@ -258,9 +278,10 @@ impl Maintenance for MaintenanceService {
 
     async fn defragment(
         &self,
-        _: Request<pb::DefragmentRequest>,
+        request: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
         let defragment = async {
+            self.require_admin(&request).await?;
             (self.0.operations.defragment)().await?;
             // As in etcd, without a header.
             Ok(pb::DefragmentResponse::default())
@@ -268,8 +289,8 @@ impl Maintenance for MaintenanceService {
         self.0.counted(Method::Defragment, defragment).await
     }
 
-    async fn hash(&self, _: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
-        self.0.counted(Method::Hash, self.hash_everything()).await
+    async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
+        self.0.counted(Method::Hash, self.hash_everything(request)).await
     }
 
     async fn hash_kv(
@@ -281,9 +302,10 @@ impl Maintenance for MaintenanceService {
 
     async fn snapshot(
         &self,
-        _: Request<pb::SnapshotRequest>,
+        request: Request<pb::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         let start = async {
+            self.require_admin(&request).await?;
             let frames = self.0.handle.state().snapshot();
             Ok(stream(frames, storage_version(self.0.etcd_version)))
         };

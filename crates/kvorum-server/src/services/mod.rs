@@ -2,6 +2,7 @@
 //!
 //! They parse, ask the replica or the local state, and answer. Nothing here holds state of the store.
 
+mod auth;
 mod cluster;
 mod context;
 mod election;
@@ -15,6 +16,7 @@ mod maintenance;
 mod queue;
 mod snapshot;
 
+pub use auth::AuthService;
 pub use cluster::ClusterService;
 pub(crate) use context::Context;
 pub use election::ElectionService;

@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kvorum_model::KeyRange;
 use kvorum_mvcc::watch::{WatchOutput, WatchRequest};
-use kvorum_proto::OUTCOME;
 use kvorum_proto::etcdserverpb as pb;
 use kvorum_proto::mvccpb::KeyValue;
+use kvorum_proto::{OUTCOME, status_of};
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
 use pb::range_request::{SortOrder, SortTarget};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Extensions, Request, Status};
 
 use super::context::timeout_of;
-use super::{EtcdKv, EtcdLease, leaderless};
+use super::{Context, EtcdKv, EtcdLease, leaderless};
 use crate::api::Core;
 use crate::http::Phase;
 use crate::watching::{StreamAnswers, StreamRequests, WatchHandle};
@@ -303,24 +303,32 @@ impl Queues {
     }
 
     /// A watcher of a key, or of all keys below a prefix, from this revision on.
-    pub(super) async fn watch(&self, range: KeyRange, start_revision: i64) -> Watching {
+    pub(super) async fn watch(
+        &self,
+        caller: &Caller,
+        range: KeyRange,
+        start_revision: i64,
+    ) -> Result<Watching, Status> {
+        let context = Context::of(&caller.request(()), &self.core.handle)?;
+        let passed = self.core.may_watch(&context, &range).await;
+        let passed = passed.map_err(|error| step_failed(status_of(&error)))?;
         let (requests, answers) = self.hub.open();
         let request = WatchRequest {
             range,
             start_revision,
             ..WatchRequest::default()
         };
-        requests.create(request).await;
-        Watching {
+        requests.create(passed, request).await;
+        Ok(Watching {
             _requests: requests,
             answers,
             waiting: Vec::new().into_iter(),
-        }
+        })
     }
 
     /// Returns once the key was deleted, or its history with it.
-    async fn deleted(&self, key: Bytes, from: i64) -> Result<(), Status> {
-        let mut watching = self.watch(KeyRange::point(key), from).await;
+    async fn deleted(&self, caller: &Caller, key: Bytes, from: i64) -> Result<(), Status> {
+        let mut watching = self.watch(caller, KeyRange::point(key), from).await?;
         loop {
             match watching.next().await? {
                 Some((_, events)) if events.iter().any(is_delete) => return Ok(()),
@@ -420,7 +428,7 @@ impl Place {
                     return Ok(());
                 };
                 let seen = revision_of(answer.header.as_ref());
-                self.queues.deleted(last.key, seen).await?;
+                self.queues.deleted(&self.caller, last.key, seen).await?;
             }
         };
         self.queues.within(&self.caller, wait).await

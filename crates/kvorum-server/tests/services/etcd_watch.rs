@@ -12,13 +12,13 @@ use crate::etcd_kv::put;
 use crate::replica::{Server, Setting};
 
 /// A stream under test.
-struct Watching {
+pub struct Watching {
     requests: mpsc::Sender<pb::WatchRequest>,
     answers: Streaming<pb::WatchResponse>,
 }
 
 impl Watching {
-    async fn open(server: &Server, metadata: &[(&'static str, &str)]) -> Watching {
+    pub async fn open(server: &Server, metadata: &[(&'static str, &str)]) -> Watching {
         let (requests, receiver) = mpsc::channel(16);
         let mut request = Request::new(ReceiverStream::new(receiver));
         for (name, value) in metadata {
@@ -38,7 +38,7 @@ impl Watching {
             .unwrap();
     }
 
-    async fn create(&self, change: impl FnOnce(&mut pb::WatchCreateRequest)) {
+    pub async fn create(&self, change: impl FnOnce(&mut pb::WatchCreateRequest)) {
         let mut create = pb::WatchCreateRequest {
             key: "a".into(),
             range_end: "z".into(),
@@ -48,7 +48,7 @@ impl Watching {
         self.send(RequestUnion::CreateRequest(create)).await;
     }
 
-    async fn next(&mut self) -> pb::WatchResponse {
+    pub async fn next(&mut self) -> pb::WatchResponse {
         self.try_next().await.unwrap()
     }
 

@@ -2,6 +2,8 @@
 //! one thread which applies every command at once, or misbehaves as a test wants it to.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod access;
+mod auth;
 mod cluster;
 mod dist_kv;
 mod etcd_kv;

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use kvorum_model::{Envelope, MemberRecord};
 use kvorum_mvcc::watch::HubOptions;
 use kvorum_mvcc::{ApplyEntry, ClusterState, MemStore, Payload, StateMachine};
-use kvorum_node::{AdminError, AdminReply, AdminRequest, NodeStatus, ReadFailure, WriteFailure};
+use kvorum_node::{
+    AdminError, AdminReply, AdminRequest, LeaseAnswer, LeaseAsk, NodeStatus, ReadFailure, WriteFailure,
+};
 use kvorum_raft::{Configuration, LogId, Role};
 use kvorum_server::api::{Core, routes};
 use kvorum_server::budget::Budget;
@@ -20,7 +22,7 @@ use kvorum_server::joining::ForwardJoin;
 use kvorum_server::mailbox::{Batch, Mailbox};
 use kvorum_server::metrics::Metrics;
 use kvorum_server::operations::Operations;
-use kvorum_server::options::{Address, SurfaceOptions};
+use kvorum_server::options::{Address, AuthOptions, BCRYPT_COST_MIN, SurfaceOptions};
 use kvorum_server::reads::Reads;
 use kvorum_server::watching::{WatchHandle, watch_hub};
 use tonic::transport::Channel;
@@ -66,6 +68,7 @@ pub struct Setting {
     pub workers: usize,
     pub surfaces: SurfaceOptions,
     pub operations: Operations,
+    pub auth: AuthOptions,
 }
 
 impl Default for Setting {
@@ -81,6 +84,10 @@ impl Default for Setting {
             workers: 2,
             surfaces: SurfaceOptions::default(),
             operations: Operations::default(),
+            auth: AuthOptions {
+                bcrypt_cost: BCRYPT_COST_MIN,
+                ..AuthOptions::default()
+            },
         }
     }
 }
@@ -164,6 +171,7 @@ impl Server {
             request_bytes_max: setting.request_bytes_max,
             txn_ops_max: kvorum_model::limits::TXN_OPS_MAX,
             request_timeout: setting.request_timeout,
+            auth: setting.auth,
         };
         let figures = StoreFigures {
             disk_bytes: 12_345,
@@ -298,6 +306,20 @@ fn replicate(
             Some(Trouble::Silence) => {}
             Some(Trouble::Failure(failure)) => port.pending().fail_reads(&ids, failure.into()),
         }
+        let answers = batch.leases.iter().map(|ask| {
+            let granted = machine
+                .leases()
+                .iter()
+                .find(|lease| lease.id == ask.lease)
+                .map(|lease| lease.ttl_s);
+            let missing = if ask.ask == LeaseAsk::KeepAlive { 0 } else { -1 };
+            let answer = LeaseAnswer {
+                ttl_s: granted.unwrap_or(missing),
+                granted_s: granted.unwrap_or(0),
+            };
+            (ask.id, Ok(answer))
+        });
+        port.pending().leases_done(answers.collect());
         for admin in &batch.admin {
             behaviour
                 .lock()
@@ -372,6 +394,7 @@ fn apply(
         return;
     }
     let outcome = machine.apply(&entries).unwrap();
+    port.note_auth(outcome.auth);
     hub.publish(outcome.events);
     port.complete(outcome.replies);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kvorum_server::ServeOptions;
 use kvorum_server::etcd_options::{Compaction, WATCH_PROGRESS_MIN, check_version};
-use kvorum_server::options::{ELECTION_TIMEOUT_MAX, Quota};
+use kvorum_server::options::{BCRYPT_COST_MAX, BCRYPT_COST_MIN, ELECTION_TIMEOUT_MAX, Quota};
 
 use super::cluster;
 use super::flags::{Fate, GATES};
@@ -25,7 +25,7 @@ const REQUEST_BYTES_MAX: u64 = 16 << 20;
 /// How etcd tells of its old names.
 const DEPRECATED: &str = "is deprecated in v3.6 and will be decommissioned in v3.7";
 /// The costs that bcrypt knows.
-const BCRYPT_COSTS: std::ops::RangeInclusive<u64> = 4..=31;
+const BCRYPT_COSTS: std::ops::RangeInclusive<u64> = BCRYPT_COST_MIN as u64..=BCRYPT_COST_MAX as u64;
 
 /// What is to be run.
 #[derive(Debug)]
@@ -352,8 +352,15 @@ fn auth(values: &Values, plan: &mut Plan) -> Result<(), String> {
         }
         other => return Err(format!("unknown token type {other:?} in --auth-token")),
     }
+    let auth = &mut plan.settings.serve.auth;
+    // As in etcd 0 stands for the default.
+    if let ttl_s @ 1.. = values.number("auth-token-ttl") {
+        auth.token_ttl = Duration::from_secs(ttl_s);
+    }
     let cost = values.number("bcrypt-cost");
-    if !BCRYPT_COSTS.contains(&cost) {
+    if BCRYPT_COSTS.contains(&cost) {
+        auth.bcrypt_cost = u32::try_from(cost).expect("it is small");
+    } else {
         plan.warnings.push(format!(
             "use default bcrypt-cost instead of the invalid given cost: {cost} is not in {BCRYPT_COSTS:?}"
         ));

@@ -395,6 +395,10 @@ fn values_mean_what_they_mean_in_etcd() {
         "--auth-token=jwt is not yet supported",
     );
     fails("--auth-token=paper", "unknown token type \"paper\"");
+    let auth = |line: &str| planned(line).unwrap().settings.serve.auth;
+    assert_eq!(auth("--bcrypt-cost=4").bcrypt_cost, 4);
+    assert_eq!(auth("--auth-token-ttl=7").token_ttl, Duration::from_secs(7));
+    assert_eq!(auth("--auth-token-ttl=0"), Default::default());
     assert!(planned("--bcrypt-cost=3").unwrap().warnings[0].contains("use default bcrypt-cost"));
     fails("--compat-version=3.x", "is no version of etcd");
     assert_eq!(served("--compat-version=3.5.21").etcd.version, "3.5.21");

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod auth;
 mod differential;
 pub(crate) mod model;
 pub(crate) mod random;
@@ -30,6 +31,7 @@ fn timed(index: u64, time_ms: u64, session: Option<SessionRef>, command: Command
         time_ms,
         origin,
         session,
+        caller: None,
         command,
     };
     ApplyEntry {

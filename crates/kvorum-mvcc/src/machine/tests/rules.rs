@@ -414,6 +414,7 @@ fn an_unknown_command_stops_the_node_unless_it_is_skipped_on_all() {
             seq: 3,
         },
         session: None,
+        caller: None,
         command: Command::Register,
     }
     .encode()
@@ -536,6 +537,7 @@ fn the_cluster_is_named_once_and_members_never_come_back() {
         time_ms: 1,
         origin: Origin::default(),
         session: None,
+        caller: None,
         command: replace,
     }
     .encode();

@@ -39,7 +39,7 @@ impl Reads {
     }
 
     /// A range.
-    pub(crate) async fn range(&self, request: RangeRequest) -> Result<Answered<RangeResponse>, Status> {
+    pub(super) async fn range(&self, request: RangeRequest) -> Result<Answered<RangeResponse>, Status> {
         let state = self.handle.state().clone();
         let is_short = request.range.is_point() || state.facts().keys <= SHORT_WALK_KEYS;
         let read = move |state: &dyn LocalState, bytes_max| state.range(&request, bytes_max);
@@ -47,7 +47,7 @@ impl Reads {
     }
 
     /// A transaction that only reads.
-    pub(crate) async fn txn(&self, txn: TxnRequest) -> Result<Answered<TxnResponse>, Status> {
+    pub(super) async fn txn(&self, txn: TxnRequest) -> Result<Answered<TxnResponse>, Status> {
         let state = self.handle.state().clone();
         let is_short = state.facts().keys <= SHORT_WALK_KEYS || touches_only_points(&txn);
         let read = move |state: &dyn LocalState, bytes_max| state.read_txn(&txn, bytes_max);
@@ -55,7 +55,7 @@ impl Reads {
     }
 
     /// A part of a range, on a thread that may block.
-    pub(crate) async fn page(
+    pub(super) async fn page(
         &self,
         range: KeyRange,
         at: Revision,
@@ -69,7 +69,7 @@ impl Reads {
     }
 
     /// The keys of a lease; `None`: there is no such lease.
-    pub(crate) async fn lease_keys(&self, id: i64) -> Result<Seen<Option<Vec<Bytes>>>, Status> {
+    pub(super) async fn lease_keys(&self, id: i64) -> Result<Seen<Option<Vec<Bytes>>>, Status> {
         let state = self.handle.state().clone();
         blocking(move || state.lease_keys(id))
             .await?
@@ -77,13 +77,13 @@ impl Reads {
     }
 
     /// All leases.
-    pub(crate) async fn leases(&self) -> Result<Seen<Vec<LeaseRecord>>, Status> {
+    pub(super) async fn leases(&self) -> Result<Seen<Vec<LeaseRecord>>, Status> {
         let state = self.handle.state().clone();
         blocking(move || state.leases()).await?.map_err(state_status)
     }
 
     /// How many keys a range has at a revision.
-    pub(crate) async fn count(&self, range: KeyRange, at: Revision) -> Result<i64, Status> {
+    pub(super) async fn count(&self, range: KeyRange, at: Revision) -> Result<i64, Status> {
         let state = self.handle.state().clone();
         let request = RangeRequest {
             range,
