@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use crate::Client;
 use crate::error::{Error, Verdict, describe, judge, rejected};
+use crate::login::Relogin;
 use crate::proto::v1::{self, kvorum_client::KvorumClient};
 use crate::session::{Acquired, Permit};
 
@@ -40,6 +41,9 @@ impl Backoff {
         pause
     }
 }
+
+/// Most times that one call logs in anew.
+const LOGINS_MAX: usize = 3;
 
 /// How an attempt ended that brought no answer.
 struct Failure {
@@ -73,6 +77,7 @@ impl Client {
                 .await
             {
                 Ok(answer) => return Ok(answer),
+                Err(failure) if attempts.relogin(&failure).await.is_some() => {}
                 Err(Failure {
                     verdict: Verdict::Refused | Verdict::Unimplemented,
                     status: Some(status),
@@ -136,7 +141,25 @@ impl Client {
                 }
                 Err(failure) => failure,
             };
+            match attempts.relogin(&failure).await {
+                // Under this number the session keeps the refusal. That an earlier attempt was refused likewise, or
+                // came to nothing, is known only if there was none whose fate is open.
+                Some(Relogin::Outdated) if !doubtful => {
+                    if let Some(refused) = permit.take() {
+                        refused.answered();
+                        permit = self.permit(deadline).await?;
+                    }
+                    continue;
+                }
+                Some(_) => continue,
+                None => {}
+            }
             match failure.verdict {
+                Verdict::Refused if doubtful && Relogin::of(&failure.message).is_some() => {
+                    return Err(Error::Unknown {
+                        message: failure.message,
+                    });
+                }
                 Verdict::Refused | Verdict::Unimplemented => {
                     permit.into_iter().for_each(Permit::answered);
                     let message = failure.message;
@@ -227,6 +250,7 @@ struct Attempts<'a> {
     backoff: Backoff,
     /// Attempts since the last pause: each endpoint is tried once before one.
     in_this_round: usize,
+    logins: usize,
 }
 
 impl<'a> Attempts<'a> {
@@ -238,7 +262,17 @@ impl<'a> Attempts<'a> {
             deadline,
             backoff: Backoff::new(),
             in_this_round: 0,
+            logins: 0,
         }
+    }
+
+    /// Whether the attempt failed for the want of another login, and is to be repeated at once.
+    async fn relogin(&mut self, failure: &Failure) -> Option<Relogin> {
+        if self.logins >= LOGINS_MAX || failure.verdict != Verdict::Refused {
+            return None;
+        }
+        self.logins += 1;
+        self.client.relogin(failure.status.as_ref()?.message()).await
     }
 
     /// One attempt, and its end noted.
@@ -296,6 +330,22 @@ impl<'a> Attempts<'a> {
         let wait = remaining().min(at_most);
         let mut request = Request::new(request.clone());
         request.set_timeout(wait);
+        if let Err(status) = self.client.sign(&channel, wait, &mut request).await {
+            // The request itself was never sent.
+            let verdict = match judge(&status) {
+                Verdict::Unknown => Verdict::Retry,
+                verdict => verdict,
+            };
+            if verdict == Verdict::Retry {
+                endpoints.failed(position);
+            }
+            let message = format!("{}: {}", endpoint.name, describe(&status));
+            return Err(Failure {
+                verdict,
+                message,
+                status: Some(status),
+            });
+        }
         if let Some(permit) = permit {
             let value = AsciiMetadataValue::try_from(permit.metadata()).expect("digits and a dash");
             request.metadata_mut().insert(SESSION_METADATA, value);

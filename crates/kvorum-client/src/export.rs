@@ -3,7 +3,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::time::{Instant, timeout};
-use tonic::{Code, Streaming};
+use tonic::{Code, Request, Streaming};
 
 use crate::call::Backoff;
 use crate::error::{Error, Verdict, describe, judge, rejected};
@@ -74,7 +74,7 @@ impl Export {
                 Source::Stream(stream) => match stream.message().await {
                     Ok(Some(answer)) => self.take(answer),
                     Ok(None) => Err(Cut::Lost("the stream ended early".to_owned())),
-                    Err(status) => Err(Cut::of(&status)),
+                    Err(status) => Err(cut(&self.client, &status).await),
                 },
             };
             match step {
@@ -110,6 +110,12 @@ impl Export {
             revision: self.revision,
             serializable: self.serializable,
         };
+        let mut request = Request::new(request);
+        let signed = self
+            .client
+            .sign(&channel, inner.attempt_timeout, &mut request)
+            .await;
+        signed.map_err(|status| Cut::of(&status))?;
         let mut client = kvorum(channel);
         match timeout(inner.timeout, client.export(request)).await {
             Ok(Ok(stream)) => {
@@ -125,7 +131,7 @@ impl Export {
                 if std::error::Error::source(&status).is_some() {
                     endpoint.disconnect().await;
                 }
-                Err(match Cut::of(&status) {
+                Err(match cut(&self.client, &status).await {
                     Cut::Lost(message) => lost(format!("{}: {message}", endpoint.name)),
                     refused => refused,
                 })
@@ -198,6 +204,14 @@ impl Export {
 enum Cut {
     Refused(Error),
     Lost(String),
+}
+
+/// What a failure means; a client that was forgotten logs in again.
+async fn cut(client: &Client, status: &tonic::Status) -> Cut {
+    match client.relogin(status.message()).await {
+        Some(_) => Cut::Lost(describe(status)),
+        None => Cut::of(status),
+    }
 }
 
 impl Cut {

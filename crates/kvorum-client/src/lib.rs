@@ -7,11 +7,13 @@
 //!
 //! Against a server without `kvorum.v1` (etcd itself) writes go out once, without a session.
 
+mod auth;
 mod call;
 mod endpoint;
 mod error;
 mod export;
 mod lease;
+mod login;
 mod maintenance;
 mod queue;
 mod session;
@@ -25,9 +27,12 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
+pub use auth::permission;
 use endpoint::Endpoints;
 pub use error::Error;
 pub use export::Export;
+pub use login::Credentials;
+use login::Login;
 use proto::etcd::kv_client::KvClient;
 use proto::v1::kvorum_client::KvorumClient;
 use proto::{etcd, v1};
@@ -38,6 +43,7 @@ pub use watch::{WatchItem, WatchOptions, Watcher};
 
 /// The messages of the protocols, as generated.
 pub mod proto {
+    pub use kvorum_proto::authpb as auth;
     pub use kvorum_proto::etcdserverpb as etcd;
     pub use kvorum_proto::kvorum::v1;
     pub use kvorum_proto::mvccpb as mvcc;
@@ -59,6 +65,8 @@ pub struct Options {
     pub attempt_timeout: Duration,
     /// Send writes under sessions, so that they can be retried.
     pub sessions: bool,
+    /// Who the client is, where authentication is on.
+    pub credentials: Option<Credentials>,
 }
 
 impl Default for Options {
@@ -68,6 +76,7 @@ impl Default for Options {
             timeout: Duration::from_secs(10),
             attempt_timeout: Duration::from_secs(3),
             sessions: true,
+            credentials: None,
         }
     }
 }
@@ -94,6 +103,7 @@ struct Inner {
     attempt_timeout: Duration,
     use_sessions: bool,
     sessions: Arc<Sessions>,
+    login: Option<Login>,
     trouble: Mutex<Option<Trouble>>,
 }
 
@@ -133,6 +143,7 @@ impl Client {
                 attempt_timeout: options.attempt_timeout.min(options.timeout),
                 use_sessions: options.sessions,
                 sessions: Arc::default(),
+                login: options.credentials.map(Login::new),
                 trouble: Mutex::default(),
             }),
         })

@@ -5,6 +5,7 @@ use std::io::Write;
 use kvorum_proto::etcdserverpb::SnapshotRequest;
 use kvorum_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use sha2::{Digest, Sha256};
+use tonic::Request;
 
 use crate::error::{Error, describe, rejected};
 use crate::{Client, MESSAGE_BYTES_MAX};
@@ -23,8 +24,11 @@ impl Client {
             .channel(inner.attempt_timeout)
             .await
             .map_err(unavailable)?;
+        let mut request = Request::new(SnapshotRequest {});
+        let signed = self.sign(&channel, inner.attempt_timeout, &mut request).await;
+        signed.map_err(|status| rejected(&status))?;
         let mut client = MaintenanceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let answer = client.snapshot(SnapshotRequest {}).await;
+        let answer = client.snapshot(request).await;
         let mut stream = answer.map_err(|status| rejected(&status))?.into_inner();
         let (mut hash, mut bytes, mut remaining) = (Sha256::new(), 0, None);
         loop {

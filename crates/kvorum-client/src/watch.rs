@@ -12,6 +12,9 @@ use crate::error::{Error, Verdict, describe, judge, rejected};
 use crate::proto::{etcd, mvcc};
 use crate::{Client, MESSAGE_BYTES_MAX};
 
+/// Most logins in a row that do not help.
+const LOGINS_MAX: usize = 3;
+
 /// What to watch.
 #[derive(Clone, Debug, Default)]
 pub struct WatchOptions {
@@ -60,6 +63,8 @@ pub struct Watcher {
     backoff: Backoff,
     /// Whether the present loss was reported.
     reported: bool,
+    /// Logins since a server took the watcher.
+    logins: usize,
 }
 
 #[derive(Debug)]
@@ -80,6 +85,7 @@ impl Client {
             stream: None,
             backoff: Backoff::new(),
             reported: false,
+            logins: 0,
         }
     }
 }
@@ -108,6 +114,7 @@ impl Watcher {
             };
             let position = stream.position;
             let loss = match stream.answers.message().await {
+                Ok(Some(answer)) if self.wants_login(&answer).await => Loss::Passing(answer.cancel_reason),
                 Ok(Some(answer)) => match self.take(answer) {
                     Ok(Some(item)) => return Ok(item),
                     Ok(None) => continue,
@@ -168,6 +175,11 @@ impl Watcher {
         request
             .metadata_mut()
             .insert("hasleader", AsciiMetadataValue::from_static("true"));
+        let signed = self
+            .client
+            .sign(&channel, inner.attempt_timeout, &mut request)
+            .await;
+        signed.map_err(|status| Loss::of(&status))?;
         let mut client =
             etcd::watch_client::WatchClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let answers = match tokio::time::timeout(inner.attempt_timeout, client.watch(request)).await {
@@ -188,6 +200,14 @@ impl Watcher {
             requests,
             position,
         })
+    }
+
+    /// Whether the watcher was refused for the want of another login, and may be created once more.
+    async fn wants_login(&mut self, answer: &etcd::WatchResponse) -> bool {
+        let wants = answer.canceled && self.logins < LOGINS_MAX;
+        let wants = wants && self.client.relogin(&answer.cancel_reason).await.is_some();
+        self.logins += usize::from(wants);
+        wants
     }
 
     fn take(&mut self, answer: etcd::WatchResponse) -> Result<Option<WatchItem>, Loss> {
@@ -211,7 +231,7 @@ impl Watcher {
         }
         if answer.created {
             self.backoff = Backoff::new();
-            self.reported = false;
+            (self.reported, self.logins) = (false, 0);
             if self.next_revision == 0 {
                 self.next_revision = revision + 1;
             }
