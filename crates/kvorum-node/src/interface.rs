@@ -305,6 +305,8 @@ pub enum Input {
         /// Forwards that never were handed to a connection, nor will be.
         unsent: Vec<Token>,
     },
+    /// This member is about to stop: what was not handed on will not be.
+    Stopping,
     /// Whether the log can still claim space for entries that need it.
     Space {
         /// No space is left.

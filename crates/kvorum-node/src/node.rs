@@ -226,6 +226,7 @@ impl Node {
                 self.lease_calls_lost(peer);
                 self.step_raft(context, kvorum_raft::Input::Unreachable(peer));
             }
+            Input::Stopping => self.stop_holding(context),
             Input::Space { exhausted } => self.space_exhausted = exhausted,
             Input::Housekeeping(found) => self.propose_removals(context, found),
         }

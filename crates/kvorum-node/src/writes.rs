@@ -364,6 +364,12 @@ impl Node {
         }
     }
 
+    /// Held writes never took effect, and this member will not be there when there is a leader.
+    pub(crate) fn stop_holding(&mut self, context: &mut Context<'_>) {
+        let held = self.writes.held.drain(..).map(|proposal| proposal.seq);
+        context.fail(held.collect(), WriteFailure::Stopping);
+    }
+
     /// Held writes whose callers stopped waiting never took effect.
     pub(crate) fn expire_held(&mut self, context: &mut Context<'_>) {
         let now = context.now;

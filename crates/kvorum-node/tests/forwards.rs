@@ -205,6 +205,23 @@ fn what_was_handed_to_a_broken_connection_is_unknown_and_what_was_not_is_not() {
     assert_eq!(failures(&effects), [(8, WriteFailure::LeaderLost)]);
 }
 
+#[test]
+fn what_is_held_when_the_member_stops_was_not_applied() {
+    let mut follower = Follower::new();
+    let [(_, id, _)] = forwards(&follower.propose(7))[..] else {
+        panic!("not forwarded")
+    };
+    follower.propose(8);
+    follower.step(unreachable(2, 0, &[id]));
+    let effects = follower.step(Input::Stopping);
+    assert_eq!(
+        failures(&effects),
+        [(7, WriteFailure::Stopping)],
+        "8 is on its way"
+    );
+    assert!(!WriteFailure::Stopping.is_unknown());
+}
+
 /// The other lane, or messages of the core, say nothing of forwards.
 #[test]
 fn a_connection_without_forwards_that_breaks_touches_none() {

@@ -16,6 +16,7 @@ mod figures;
 mod handshake;
 pub(crate) mod identity;
 mod introduction;
+mod last_answers;
 mod leadership;
 mod listeners;
 mod log_thread;

@@ -24,6 +24,7 @@ use super::figures::LogFigures;
 use super::handshake::Acquaintance;
 use super::identity::id_of_founder;
 use super::introduction;
+use super::last_answers;
 use super::leadership::Leadership;
 use super::listeners::{ClientListener, Listeners};
 use super::log_thread::{LogWork, run_reader, run_writer};
@@ -157,7 +158,12 @@ pub fn serve(
         End::Stopped => {
             tracing::info!("stopping: handing leadership over and draining");
             let deadline = Instant::now() + options.drain_timeout;
-            member.hand_over(&runtime);
+            member.hand_over(&runtime, HANDOVER.min(options.drain_timeout / 2));
+            runtime.spawn(last_answers::give(
+                deadline - last_answers::margin(options.drain_timeout),
+                member.inbox.clone(),
+                member.port.pending().clone(),
+            ));
             server.drain(deadline.saturating_duration_since(Instant::now()));
             Ok(())
         }
@@ -567,12 +573,12 @@ impl Member {
     }
 
     /// A leader hands leadership over before it goes, so that writes pause for a moment only.
-    fn hand_over(&self, runtime: &tokio::runtime::Runtime) {
+    fn hand_over(&self, runtime: &tokio::runtime::Runtime, patience: Duration) {
         let status = self.handle.status();
         if status.leader != status.id || status.configuration.voters.len() < 2 {
             return;
         }
-        let deadline = Instant::now() + HANDOVER;
+        let deadline = Instant::now() + patience;
         runtime.block_on(async {
             if let Err(error) = self.handle.admin(AdminRequest::Transfer(0), deadline).await {
                 tracing::warn!("leadership could not be handed over: {error:?}");
