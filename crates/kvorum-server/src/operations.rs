@@ -4,6 +4,7 @@
 //! A change is made by the leader. A member that does not lead hands it on over the peer port, and again only if the
 //! other one said that it did nothing.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -19,6 +20,7 @@ use tonic::{Code, Status};
 
 use crate::api::Core;
 use crate::handle::ReplicaHandle;
+use crate::options::Founder;
 use crate::runtime::identity::etcd_member_id;
 
 /// Between two tries of a change.
@@ -49,6 +51,8 @@ pub struct Operations {
     pub strict_reconfiguration: bool,
     /// How members that are added get their IDs.
     pub ids: MemberIds,
+    /// The founders that this member was told of, by ID: of one that never published itself nothing else is known.
+    pub founders: BTreeMap<u64, Founder>,
     /// The names that HTTP requests may call this member by; none for all.
     pub hosts: Vec<String>,
     /// Whether etcd's gateway is served.
@@ -100,6 +104,7 @@ impl Default for Operations {
             learners_max: 1,
             strict_reconfiguration: true,
             ids: MemberIds::default(),
+            founders: BTreeMap::new(),
             hosts: Vec::new(),
             gateway: true,
         }

@@ -3,6 +3,7 @@
 //! Written before anything else in a new directory, replaced durably when the cluster's UUID becomes known.
 //! Plain lines, so that a person can read it; a checksum over them, so that nobody trusts a damaged one.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::path::Path;
 use kvorum_wal::disk::{Disk, read_file, replace_file_durably};
 use sha2::{Digest, Sha256};
 
-use crate::options::ServeOptions;
+use crate::options::{Founder, ServeOptions};
 
 const FORMAT: &str = "kvorum-identity 1";
 const FILE: &str = "identity";
@@ -61,6 +62,19 @@ pub fn founder_id(token: &str, name: &str) -> u64 {
         hash.update(part.as_bytes());
     }
     first_8(&hash.finalize()).max(1)
+}
+
+/// The founders that the options name, by ID.
+pub(crate) fn founders_by_id(options: &ServeOptions) -> BTreeMap<u64, Founder> {
+    let founders = options.founders().into_iter();
+    founders
+        .map(|founder| {
+            (
+                id_of_founder(options, &options.cluster_token, &founder.name),
+                founder,
+            )
+        })
+        .collect()
 }
 
 /// etcd's ID of a member: the first 8 bytes of SHA-1(sorted peer URLs, cluster token and, of a member that was added

@@ -22,7 +22,7 @@ use super::callers;
 use super::directory::{Directory, StartError};
 use super::figures::LogFigures;
 use super::handshake::Acquaintance;
-use super::identity::id_of_founder;
+use super::identity::{founders_by_id, id_of_founder};
 use super::introduction;
 use super::last_answers;
 use super::leadership::Leadership;
@@ -558,6 +558,7 @@ impl Member {
                 Some(_) => MemberIds::Etcd,
                 None => MemberIds::Counted,
             },
+            founders: founders_by_id(options),
             hosts: options.etcd.hosts.clone(),
             gateway: options.etcd.gateway,
         }

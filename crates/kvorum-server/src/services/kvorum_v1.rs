@@ -15,6 +15,7 @@ use super::Context;
 use crate::api::Core;
 use crate::metrics::Method;
 use crate::operations;
+use crate::options::Founder;
 
 /// Records, and bytes, of one message of an export.
 const EXPORT_RECORDS: usize = 1000;
@@ -134,7 +135,9 @@ impl KvorumService {
             .find(|record| record.name == selector.name);
         match named.filter(|record| status.configuration.contains(record.id)) {
             Some(record) => Ok(record.id),
-            None => Err(unknown(format!("`{}`", selector.name))),
+            None => self
+                .silent_founder(&status, &selector.name)
+                .ok_or_else(|| unknown(format!("`{}`", selector.name))),
         }
     }
 
@@ -150,6 +153,17 @@ impl KvorumService {
         let context = Context::of(request, &self.0.handle)?;
         self.0.require_token(&context)?;
         self.0.require_user(&context).await
+    }
+
+    /// A founder of this name that ended before the cluster heard its name from it.
+    fn silent_founder(&self, status: &NodeStatus, name: &str) -> Option<u64> {
+        let is_silent = |id: &u64| {
+            let record = status.cluster.members.get(id);
+            status.configuration.contains(*id) && record.is_none_or(|record| record.name.is_empty())
+        };
+        let mut founders = self.0.operations.founders.iter();
+        let found = founders.find(|(id, founder)| founder.name == name && is_silent(id));
+        found.map(|(id, _)| *id)
     }
 
     /// Makes a change of the membership, whoever leads.
@@ -244,7 +258,9 @@ impl KvorumService {
             .cluster
             .members
             .get(&old)
+            .filter(|record| !record.name.is_empty())
             .cloned()
+            .or_else(|| self.0.operations.founders.get(&old).map(told))
             .unwrap_or_default();
         let name = if request.name.is_empty() {
             known.name
@@ -480,6 +496,15 @@ impl KvorumService {
     /// Counts a call.
     async fn counted<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<Response<T>, Status> {
         self.0.counted(Method::Kvorum, call).await
+    }
+}
+
+/// What is known of a founder that did not publish itself.
+fn told(founder: &Founder) -> MemberRecord {
+    MemberRecord {
+        name: founder.name.clone(),
+        peer_addresses: vec![founder.address.to_string()],
+        ..MemberRecord::default()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use kvorum_client::proto::v1::Suffrage;
 
-use crate::cluster::{Cluster, PATIENCE, client};
+use crate::cluster::{Cluster, Member, PATIENCE, client, turn};
 use crate::program::{eventually, run};
 
 /// Little memory and little log, so that a few megabytes of writes leave the log's beginning behind.
@@ -72,6 +72,39 @@ async fn a_member_that_lost_its_directory_is_replaced() {
     cluster.members[lost].kill().await;
     cluster.members[lost].start();
     cluster.members[lost].wait_for_status().await;
+    cluster.check_agreement().await;
+}
+
+/// Once, the cluster knew no name for it, and it could be replaced by its ID only, which nobody had seen.
+#[tokio::test]
+async fn a_founder_that_never_said_its_name_is_replaced_by_it() {
+    let turn = turn().await;
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut members: Vec<Member> = (1..=3)
+        .map(|n| Member::new(&format!("n{n}"), dir.path(), &[]))
+        .collect();
+    let founders: Vec<String> = members
+        .iter()
+        .map(|member| format!("{}={}", member.name, member.peer))
+        .collect();
+    for member in &mut members {
+        let list = ["--initial-cluster".to_owned(), founders.join(",")];
+        member.settings.extend(list);
+    }
+    members[0].start();
+    members[1].start();
+    let mut cluster = Cluster::of(members, dir, turn);
+    cluster.leader().await;
+    let endpoints = cluster.endpoints(0)[..2].join(",");
+    run(&["member", "replace", "n3", "--endpoints", &endpoints]).await;
+    let command = cluster.members[2].command(&["--join"]);
+    cluster.members[2].start_as(command);
+    eventually("the successor votes", PATIENCE, async || {
+        cluster.members[2].is_running();
+        let status = cluster.members[2].status().await?;
+        (status.suffrage() == Suffrage::Voter).then_some(())
+    })
+    .await;
     cluster.check_agreement().await;
 }
 
