@@ -214,22 +214,8 @@ impl Client {
             },
             Goal::Operation(op, _) => request_of(op, session, patience),
         };
-        let (client, attempt, way) = (self.id, self.attempt, env.random.between(30, 300));
-        let drawn = (!members.is_empty()).then(|| *env.random.pick(members));
-        if let Some(host) = self.only.or(drawn) {
-            env.schedule(
-                way,
-                Event::Request {
-                    host,
-                    client,
-                    attempt,
-                    request,
-                },
-            );
-        }
-        // The member's own deadline comes first, most of the time.
-        let patience = patience + env.random.below(50_000);
-        env.schedule(patience, Event::Timeout { client, attempt });
+        let members = self.only.as_ref().map_or(members, std::slice::from_ref);
+        env.ask(self.id, self.attempt, members, patience, request);
     }
 
     /// An answer came.

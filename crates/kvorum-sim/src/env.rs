@@ -361,6 +361,33 @@ impl Env {
         );
     }
 
+    /// Sends a client's request to one of these members, if there are any, and sets the time after which the client
+    /// stops waiting: `patience`, the member's own deadline, is over before it, most of the time.
+    pub(crate) fn ask(
+        &mut self,
+        client: usize,
+        attempt: u64,
+        members: &[MemberId],
+        patience: Micros,
+        request: Request,
+    ) {
+        let way = self.random.between(30, 300);
+        if !members.is_empty() {
+            let host = *self.random.pick(members);
+            self.schedule(
+                way,
+                Event::Request {
+                    host,
+                    client,
+                    attempt,
+                    request,
+                },
+            );
+        }
+        let patience = patience + self.random.below(50_000);
+        self.schedule(patience, Event::Timeout { client, attempt });
+    }
+
     /// Answers a client after the way back.
     pub(crate) fn answer(&mut self, client: usize, attempt: u64, answer: Answer) {
         let delay = self.random.between(30, 300);

@@ -198,21 +198,7 @@ impl Lessee {
     fn send(&mut self, env: &mut Env, members: &[MemberId], patience: Micros, request: Request) {
         self.attempt += 1;
         self.sent_at = env.now;
-        let (client, attempt, way) = (self.client(), self.attempt, env.random.between(30, 300));
-        if !members.is_empty() {
-            let host = *env.random.pick(members);
-            env.schedule(
-                way,
-                Event::Request {
-                    host,
-                    client,
-                    attempt,
-                    request,
-                },
-            );
-        }
-        let patience = patience + env.random.below(50_000);
-        env.schedule(patience, Event::Timeout { client, attempt });
+        env.ask(self.client(), self.attempt, members, patience, request);
     }
 
     /// An answer came, or will not any more (`None`).
