@@ -28,12 +28,12 @@ use crate::guard::Guard;
 use crate::handle::{ReadError, ReplicaHandle, WriteError};
 use crate::http::Phase;
 use crate::joining::ForwardJoin;
-use crate::metrics::{Method, Metrics};
+use crate::metrics::{Method, Metrics, SLOW_READ_INDEX};
 use crate::operations::Operations;
 use crate::options::SurfaceOptions;
 use crate::reads::Reads;
 use crate::rest::RestApi;
-use crate::routes::{Only, Routes, RoutesBuilder};
+use crate::routes::{Only, Routes, RoutesBuilder, not_by_learner};
 use crate::runtime::PeerService;
 use crate::services::{
     AuthService, ClusterService, Context, ElectionService, EtcdKv, EtcdLease, EtcdWatch, HealthService,
@@ -181,8 +181,20 @@ impl Core {
         self.metrics.end(method, started, call.await).map(Response::new)
     }
 
+    /// A learner's own state is all that it may answer from.
+    pub(crate) fn refuse_as_learner(&self) -> Result<(), Status> {
+        match self.handle.is_learner() {
+            true => Err(not_by_learner()),
+            false => Ok(()),
+        }
+    }
+
     pub(crate) async fn barrier(&self, context: &Context) -> Result<(), ReadError> {
+        let started = std::time::Instant::now();
         let result = context.barrier(&self.handle).await;
+        if started.elapsed() > SLOW_READ_INDEX {
+            self.metrics.slow_read_indexes.add_one();
+        }
         if result.is_err() {
             self.metrics.read_indexes_failed.add_one();
         }
@@ -258,7 +270,10 @@ pub fn add_services(builder: RoutesBuilder, core: &Core, watch: WatchHandle) -> 
     let lock = LockServer::new(LockService::new(core.clone(), watch.clone()));
     let election = ElectionServer::new(ElectionService::new(core.clone(), watch.clone()));
     let raft_info = RaftServiceServer::new(RaftKv::new(core.clone()));
+    let handle = core.handle.clone();
     builder
+        .learner(move || handle.is_learner())
+        .counting(core.metrics.clone())
         .grpc(
             KvServer::new(EtcdKv::new(core.clone())).max_decoding_message_size(wire_max),
             &["Put", "DeleteRange", "Txn", "Compact"],

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::options::{Address, OptionsError};
+use crate::options::{Address, NAME_BYTES_MAX, OptionsError, ServeOptions, check_name, require};
 
 /// Shortest interval of progress notifications (etcd's limit); a shorter one is raised to it.
 pub const WATCH_PROGRESS_MIN: Duration = Duration::from_millis(100);
@@ -172,6 +172,42 @@ impl EtcdOptions {
             Some((option, _)) => Err(OptionsError(format!("{option} must be greater than 0"))),
             None => Ok(()),
         }
+    }
+}
+
+impl ServeOptions {
+    /// The ports on which the probes are served.
+    pub fn probe_addresses(&self) -> impl Iterator<Item = Address> {
+        let more = self
+            .etcd
+            .listeners
+            .iter()
+            .filter_map(|listener| match &listener.at {
+                Endpoint::Tcp(address) if listener.serves != Serves::Grpc => Some(address),
+                _ => None,
+            });
+        let all: Vec<Address> = self.listen_client.iter().chain(more).cloned().collect();
+        all.into_iter()
+    }
+
+    /// All addresses where peers reach this member.
+    pub fn peer_addresses(&self) -> Vec<Address> {
+        match &self.etcd.identity {
+            Some(identity) if !identity.advertise_peer.is_empty() => identity.advertise_peer.clone(),
+            _ => vec![self.peer_address()],
+        }
+    }
+
+    /// etcd takes any token. It stands in a line of a file.
+    pub(crate) fn validate_token(&self) -> Result<(), OptionsError> {
+        let token = &self.cluster_token;
+        if self.etcd.identity.is_none() {
+            return check_name("cluster-token", token);
+        }
+        let is_legal = token.len() <= NAME_BYTES_MAX && !token.chars().any(char::is_control);
+        require(is_legal, || {
+            format!("initial-cluster-token must be at most {NAME_BYTES_MAX} bytes without control characters")
+        })
     }
 }
 

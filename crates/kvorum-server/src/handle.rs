@@ -4,7 +4,7 @@
 //! decides: what a request means is the state machine's matter, when it counts is the replica's.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
@@ -201,6 +201,7 @@ struct Shared {
     // Copies of what each request needs of the above, without a lock.
     term: AtomicU64,
     leader: AtomicU64,
+    is_learner: AtomicBool,
     key_bytes_max: AtomicU64,
     /// Of the last entry whose writer was answered here: index and term.
     answered: (AtomicU64, AtomicU64),
@@ -228,6 +229,7 @@ pub fn replica_handle<X: Send + 'static>(
         pending: Arc::new(Pending::new(options.shards, options.requests_max)),
         term: AtomicU64::new(node.term),
         leader: AtomicU64::new(node.leader),
+        is_learner: AtomicBool::new(is_learner(&node)),
         key_bytes_max: AtomicU64::new(node.cluster.settings.key_bytes_max),
         node: RwLock::new(Arc::new(node)),
         figures: RwLock::new(figures),
@@ -237,6 +239,10 @@ pub fn replica_handle<X: Send + 'static>(
         answered: <(AtomicU64, AtomicU64)>::default(),
     });
     (ReplicaHandle(shared.clone()), ReplicaPort(shared))
+}
+
+fn is_learner(node: &NodeStatus) -> bool {
+    node.configuration.learners.contains(&node.id)
 }
 
 impl ReplicaPort {
@@ -273,6 +279,7 @@ impl ReplicaPort {
     pub fn publish_node(&self, status: NodeStatus) {
         self.0.term.store(status.term, Ordering::Relaxed);
         self.0.leader.store(status.leader, Ordering::Relaxed);
+        self.0.is_learner.store(is_learner(&status), Ordering::Relaxed);
         self.0
             .key_bytes_max
             .store(status.cluster.settings.key_bytes_max, Ordering::Relaxed);
@@ -347,6 +354,11 @@ impl ReplicaHandle {
     /// The leader as last published, or 0.
     pub fn leader(&self) -> u64 {
         self.0.leader.load(Ordering::Relaxed)
+    }
+
+    /// Whether this member is a learner, as last published.
+    pub fn is_learner(&self) -> bool {
+        self.0.is_learner.load(Ordering::Relaxed)
     }
 
     /// What requests are held against.

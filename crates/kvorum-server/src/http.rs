@@ -31,6 +31,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::body::Body;
 
+use crate::metrics::Traffic;
 use crate::options::Address;
 use crate::sockets::{self, Acceptor, Connection, Socket};
 
@@ -154,6 +155,7 @@ impl Drop for Slot {
 pub struct HttpServer {
     addresses: Vec<SocketAddr>,
     connections: Arc<AtomicUsize>,
+    traffic: Arc<Traffic>,
     phase: watch::Sender<Phase>,
     workers: Vec<thread::JoinHandle<()>>,
     ended: std_mpsc::Receiver<()>,
@@ -188,9 +190,11 @@ impl HttpServer {
         let connections = Arc::new(AtomicUsize::new(0));
         let (end, ended) = std_mpsc::channel();
         let mut doors = Vec::with_capacity(workers);
+        let traffic = Arc::<Traffic>::default();
         let mut server = HttpServer {
             addresses,
             connections,
+            traffic: traffic.clone(),
             phase,
             workers: Vec::new(),
             ended,
@@ -205,11 +209,12 @@ impl HttpServer {
                 .enable_all()
                 .build()?;
             let (phase, background, end) = (server.phase.subscribe(), background.clone(), end.clone());
+            let traffic = traffic.clone();
             let worker = move || {
                 crate::pending::set_worker(number);
                 runtime.block_on(async {
                     tokio::spawn(background(number));
-                    work(incoming, limits, phase).await;
+                    work(incoming, limits, phase, traffic).await;
                 });
                 // A blocking read of the store under way is not waited for.
                 runtime.shutdown_background();
@@ -268,6 +273,11 @@ impl HttpServer {
     /// Connections now.
     pub fn connections(&self) -> Arc<AtomicUsize> {
         self.connections.clone()
+    }
+
+    /// Bytes of the connections that speak gRPC.
+    pub fn traffic(&self) -> Arc<Traffic> {
+        self.traffic.clone()
     }
 
     /// Stops accepting, finishes requests under way for at most `patience`, then drops what is left. Blocks.
@@ -365,6 +375,7 @@ async fn work<S: Serve>(
     mut incoming: mpsc::UnboundedReceiver<Accepted<S>>,
     limits: HttpLimits,
     mut phase: watch::Receiver<Phase>,
+    traffic: Arc<Traffic>,
 ) {
     let mut connections = JoinSet::new();
     let mut gate_open = true;
@@ -376,11 +387,11 @@ async fn work<S: Serve>(
         tokio::select! {
             accepted = incoming.recv(), if gate_open => match accepted {
                 Some(Accepted { stream, service, slot }) => {
-                    let phase = phase.clone();
+                    let (phase, traffic) = (phase.clone(), traffic.clone());
                     connections.spawn(async move {
                         let _slot = slot;
                         // How a connection ends is its client's matter; there is nobody to tell.
-                        let _ = converse(stream, service, limits, phase).await;
+                        let _ = converse(stream, service, limits, phase, traffic).await;
                     });
                 }
                 None => gate_open = false,
@@ -399,6 +410,7 @@ async fn converse<S: Serve>(
     service: S,
     limits: HttpLimits,
     mut phase: watch::Receiver<Phase>,
+    traffic: Arc<Traffic>,
 ) -> Result<(), hyper::Error> {
     let Ok(stream) = stream.into_connection() else {
         return Ok(());
@@ -408,9 +420,10 @@ async fn converse<S: Serve>(
         heard = heard => heard,
         _ = phase.wait_for(|phase| *phase > Phase::Serving) => return Ok(()),
     };
-    let Ok(Ok((heard, is_http2))) = heard else {
+    let Ok(Ok((mut heard, is_http2))) = heard else {
         return Ok(());
     };
+    heard.traffic = is_http2.then_some(traffic);
     let io = TokioIo::new(heard);
     // Two arms of one shape: the builders have no common trait.
     if is_http2 {
@@ -462,6 +475,8 @@ struct Heard {
     filled: usize,
     taken: usize,
     stream: Connection,
+    /// Where its bytes are counted, if they are.
+    traffic: Option<Arc<Traffic>>,
 }
 
 impl Heard {
@@ -472,6 +487,7 @@ impl Heard {
             filled: 0,
             taken: 0,
             stream,
+            traffic: None,
         };
         loop {
             let read = heard.stream.read(&mut heard.head[heard.filled..]).await?;
@@ -489,6 +505,14 @@ impl Heard {
     }
 }
 
+impl Heard {
+    fn note_sent(&self, written: &Poll<io::Result<usize>>) {
+        if let (Some(traffic), Poll::Ready(Ok(bytes))) = (&self.traffic, written) {
+            traffic.note_sent(*bytes);
+        }
+    }
+}
+
 impl AsyncRead for Heard {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -496,7 +520,12 @@ impl AsyncRead for Heard {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.taken == self.filled {
-            return Pin::new(&mut self.stream).poll_read(context, buffer);
+            let before = buffer.filled().len();
+            let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+            if let Some(traffic) = &self.traffic {
+                traffic.note_received(buffer.filled().len() - before);
+            }
+            return read;
         }
         let count = buffer.remaining().min(self.filled - self.taken);
         buffer.put_slice(&self.head[self.taken..self.taken + count]);
@@ -511,7 +540,9 @@ impl AsyncWrite for Heard {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note_sent(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -519,7 +550,9 @@ impl AsyncWrite for Heard {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.note_sent(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

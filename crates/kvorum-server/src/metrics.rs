@@ -4,7 +4,11 @@
 //! one relaxed addition without a look-up or a label set. What the replica and the store know is read from their
 //! published status when the page is asked for; other parts of the process add a [`Metrics::source`].
 
-use std::fmt::Write as _;
+mod clients;
+mod exposition;
+mod peers;
+mod process;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +18,9 @@ use kvorum_mvcc::Applied;
 use kvorum_raft::Role;
 use tonic::{Code, Status};
 
+pub use self::clients::{ClientRequests, Traffic};
+pub use self::exposition::{Exposition, Family};
+pub use self::peers::{PeerFigures, Peers};
 use crate::handle::ReplicaHandle;
 
 /// A number that only grows.
@@ -233,6 +240,9 @@ const REST_METHODS: [&str; 4] = ["GET", "POST", "DELETE", "other"];
 #[derive(Debug, Default)]
 struct MethodFigures {
     started: Counter,
+    /// Messages of streams, beyond the one that a call brings and the one that it takes back.
+    received: Counter,
+    sent: Counter,
     handled: [Counter; CODES.len()],
     duration: Histogram,
 }
@@ -247,6 +257,11 @@ impl Default for PerMethod {
     }
 }
 
+/// A slower batch of entries counts as slow (etcd's `--warning-apply-duration`).
+pub const SLOW_APPLY: Duration = Duration::from_millis(100);
+/// A slower confirmation counts as slow (etcd's `readIndexRetryTime`).
+pub const SLOW_READ_INDEX: Duration = Duration::from_millis(500);
+
 /// Something else that has figures to show.
 type Source = Box<dyn Fn(&mut Exposition) + Send + Sync>;
 
@@ -257,6 +272,8 @@ pub struct Detail {
     pub rpc_durations: bool,
     /// A unary RPC that takes longer is told in the log; zero: none is.
     pub slow_request: Duration,
+    /// The store's size at which writes end; 0: none.
+    pub quota_bytes: u64,
 }
 
 impl Default for Detail {
@@ -264,6 +281,7 @@ impl Default for Detail {
         Detail {
             rpc_durations: true,
             slow_request: Duration::ZERO,
+            quota_bytes: 0,
         }
     }
 }
@@ -289,6 +307,26 @@ pub struct Metrics {
     pub proposals_failed: Counter,
     /// Linearizable reads whose confirmation failed.
     pub read_indexes_failed: Counter,
+    /// Confirmations of linearizable reads that took longer than [`SLOW_READ_INDEX`].
+    pub slow_read_indexes: Counter,
+    /// How long the store took for each batch of entries.
+    pub applies: Histogram,
+    /// Batches that took longer than [`SLOW_APPLY`].
+    pub slow_applies: Counter,
+    /// Answers of `/health`, good and bad.
+    pub health_successes: Counter,
+    /// See `health_successes`.
+    pub health_failures: Counter,
+    /// Heartbeats that could not be handed to a connection.
+    pub heartbeat_failures: Counter,
+    /// What clients of etcd's services asked for, by their version.
+    pub client_requests: ClientRequests,
+    /// What was exchanged with each peer.
+    pub peers: Peers,
+    /// Watchers that are read from history, and events that wait for their streams.
+    pub slow_watchers: AtomicU64,
+    /// See `slow_watchers`.
+    pub pending_events: AtomicU64,
     /// Watch streams and watchers now, and events sent.
     pub watch_streams: AtomicU64,
     /// See `watch_streams`.
@@ -356,6 +394,24 @@ impl Metrics {
         answer
     }
 
+    /// Counts a message that came in on a stream.
+    pub fn message_in(&self, method: Method) {
+        self.methods.0[method as usize].received.add_one();
+    }
+
+    /// Counts a message that went out on a stream.
+    pub fn message_out(&self, method: Method) {
+        self.methods.0[method as usize].sent.add_one();
+    }
+
+    /// Counts a batch of entries that was applied.
+    pub fn note_apply(&self, took: Duration) {
+        self.applies.observe(took);
+        if took > SLOW_APPLY {
+            self.slow_applies.add_one();
+        }
+    }
+
     /// Counts what was applied, whoever asked for it.
     pub fn note_applied(&self, applied: &[Applied]) {
         let count = |is: fn(&Reply) -> bool| {
@@ -387,7 +443,7 @@ impl Metrics {
 
     /// The page.
     pub fn render(&self, handle: &ReplicaHandle, version: &str) -> String {
-        let mut page = Exposition(String::with_capacity(16 * 1024));
+        let mut page = Exposition::with_capacity(16 * 1024);
         self.render_calls(&mut page);
         self.render_replica(&mut page, handle);
         self.render_store(&mut page, handle);
@@ -396,11 +452,14 @@ impl Metrics {
         let labels = [("server_version", version)];
         page.gauge("etcd_server_version", "Which version is running; always 1.")
             .sample(&labels, 1);
-        render_process(&mut page);
+        let minor = version.rsplit_once('.').map_or(version, |(minor, _)| minor);
+        page.gauge("etcd_cluster_version", "Which version the cluster has; always 1.")
+            .sample(&[("cluster_version", minor)], 1);
+        process::render(&mut page);
         for source in self.sources.lock().expect("no holder of the lock panics").iter() {
             source(&mut page);
         }
-        page.0
+        page.into_text()
     }
 
     fn render_calls(&self, page: &mut Exposition) {
@@ -429,6 +488,28 @@ impl Metrics {
                 let [method, service, kind] = labels(name);
                 family.sample(&[("grpc_code", code), method, service, kind], count.get());
             }
+        }
+        let mut family = page.counter(
+            "grpc_server_msg_received_total",
+            "RPC messages received on the server.",
+        );
+        for (name, figures) in rows() {
+            // Of a stream of requests each counts when it comes.
+            let calls = if name.2 == "bidi_stream" {
+                0
+            } else {
+                figures.started.get()
+            };
+            family.sample(&labels(name), calls + figures.received.get());
+        }
+        let mut family = page.counter("grpc_server_msg_sent_total", "RPC messages sent by the server.");
+        for (name, figures) in rows() {
+            let answers = if name.2 == "unary" {
+                figures.handled[0].get()
+            } else {
+                0
+            };
+            family.sample(&labels(name), answers + figures.sent.get());
         }
         if self.detail.rpc_durations {
             let mut family = page.histogram(
@@ -476,6 +557,7 @@ impl Metrics {
             "Linearizable reads whose confirmation failed.",
         )
         .sample(&[], self.read_indexes_failed.get());
+        self.render_etcd(page, status.id);
         let id = format!("{:x}", status.id);
         page.gauge("etcd_server_id", "This member's ID as a label; always 1.")
             .sample(&[("server_id", &id)], 1);
@@ -510,6 +592,64 @@ impl Metrics {
         }
     }
 
+    /// What else etcd's dashboards and alerts look at.
+    fn render_etcd(&self, page: &mut Exposition, own: u64) {
+        page.counter(
+            "etcd_server_slow_read_indexes_total",
+            "Confirmations of linearizable reads that took longer than half a second.",
+        )
+        .sample(&[], self.slow_read_indexes.get());
+        page.counter(
+            "etcd_server_slow_apply_total",
+            "Batches of entries that the store took longer than 100 ms for.",
+        )
+        .sample(&[], self.slow_applies.get());
+        page.histogram(
+            "etcd_server_apply_duration_seconds",
+            "Applying one batch of entries.",
+        )
+        .histogram(
+            &[("op", "batch"), ("success", "true"), ("version", "v3")],
+            &self.applies,
+        );
+        page.histogram(
+            "etcd_disk_backend_commit_duration_seconds",
+            "How long the store took for one batch of entries, waits for its disk among it.",
+        )
+        .histogram(&[], &self.applies);
+        page.counter("etcd_server_health_success", "Good answers of /health.")
+            .sample(&[], self.health_successes.get());
+        page.counter("etcd_server_health_failures", "Bad answers of /health.")
+            .sample(&[], self.health_failures.get());
+        page.counter(
+            "etcd_server_heartbeat_send_failures_total",
+            "Heartbeats that could not be handed to a connection.",
+        )
+        .sample(&[], self.heartbeat_failures.get());
+        page.gauge(
+            "etcd_server_quota_backend_bytes",
+            "The store's size at which writes end; 0: none.",
+        )
+        .sample(&[], self.detail.quota_bytes);
+        self.render_requests(page);
+        self.client_requests.render(page);
+        self.peers.render(page, own);
+    }
+
+    /// The services of etcd by method and outcome, as `etcd_server_request_duration_seconds` has them.
+    fn render_requests(&self, page: &mut Exposition) {
+        let mut family = page.histogram(
+            "etcd_server_request_duration_seconds",
+            "How long unary requests of etcd's services took, failed ones among them.",
+        );
+        for ((service, method, kind), figures) in Method::ALL.iter().zip(&self.methods.0) {
+            let is_shown = *kind == "unary" && service.starts_with("etcdserverpb.");
+            if is_shown && figures.started.get() > 0 {
+                family.histogram(&[("type", method)], &figures.duration);
+            }
+        }
+    }
+
     fn render_store(&self, page: &mut Exposition, handle: &ReplicaHandle) {
         let (facts, figures) = (handle.state().facts(), handle.figures());
         page.gauge("etcd_mvcc_db_total_size_in_bytes", "Bytes of the store on disk.")
@@ -537,6 +677,16 @@ impl Metrics {
             .sample(&[], self.watch_streams.load(Ordering::Relaxed));
         page.gauge("etcd_debugging_mvcc_watcher_total", "Watchers.")
             .sample(&[], self.watchers.load(Ordering::Relaxed));
+        page.gauge(
+            "etcd_debugging_mvcc_slow_watcher_total",
+            "Watchers that are read from history.",
+        )
+        .sample(&[], self.slow_watchers.load(Ordering::Relaxed));
+        page.gauge(
+            "etcd_debugging_mvcc_pending_events_total",
+            "Events that wait for their streams.",
+        )
+        .sample(&[], self.pending_events.load(Ordering::Relaxed));
         page.counter("etcd_debugging_mvcc_events_total", "Events sent to watchers.")
             .sample(&[], self.events.get());
         page.gauge("kvorum_sessions", "Open sessions.")
@@ -607,163 +757,6 @@ impl Metrics {
     }
 }
 
-/// Clock ticks a second in `/proc`; fixed by the kernel's interface.
-const TICKS_PER_SECOND: f64 = 100.0;
-/// Bytes of a page, as `/proc/self/statm` counts them, where the kernel says nothing else.
-const PAGE_BYTES: u64 = 4096;
-
-/// The process as the kernel sees it. What cannot be read is left out.
-fn render_process(page: &mut Exposition) {
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).ok();
-    // After the command's name, which may hold anything, the fields are numbers: state is field 3.
-    let stat = read("stat");
-    let fields: Option<Vec<&str>> = stat
-        .as_deref()
-        .and_then(|stat| stat.rsplit_once(") "))
-        .map(|(_, rest)| rest.split(' ').collect());
-    let field = |number: usize| fields.as_ref()?.get(number - 3)?.parse::<u64>().ok();
-    if let (Some(user), Some(system)) = (field(14), field(15)) {
-        let seconds = (user + system) as f64 / TICKS_PER_SECOND;
-        page.counter("process_cpu_seconds_total", "CPU time of the process.")
-            .sample_float(&[], seconds);
-    }
-    if let Some(threads) = field(20) {
-        page.gauge("process_threads", "Threads of the process.")
-            .sample(&[], threads);
-    }
-    if let Some(bytes) = field(23) {
-        page.gauge("process_virtual_memory_bytes", "Virtual memory.")
-            .sample(&[], bytes);
-    }
-    if let Some(pages) = field(24) {
-        page.gauge("process_resident_memory_bytes", "Resident memory.")
-            .sample(&[], pages * PAGE_BYTES);
-    }
-    let boot = std::fs::read_to_string("/proc/stat").ok();
-    let boot = boot
-        .as_deref()
-        .and_then(|stat| stat.lines().find_map(|line| line.strip_prefix("btime ")));
-    if let (Some(boot), Some(start)) = (boot.and_then(|text| text.parse::<f64>().ok()), field(22)) {
-        let seconds = boot + start as f64 / TICKS_PER_SECOND;
-        page.gauge("process_start_time_seconds", "Unix time of the start.")
-            .sample_float(&[], seconds);
-    }
-    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
-        let open = open.count() as u64;
-        page.gauge("process_open_fds", "Open file descriptors.")
-            .sample(&[], open);
-        page.gauge("os_fd_used", "Open file descriptors.")
-            .sample(&[], open);
-    }
-    let limits = read("limits");
-    let limit = limits
-        .as_deref()
-        .and_then(|limits| limits.lines().find(|line| line.starts_with("Max open files")));
-    if let Some(limit) = limit.and_then(|line| line.split_whitespace().nth(3)?.parse::<u64>().ok()) {
-        page.gauge("process_max_fds", "Limit of file descriptors.")
-            .sample(&[], limit);
-        page.gauge("os_fd_limit", "Limit of file descriptors.")
-            .sample(&[], limit);
-    }
-}
-
-/// A page in Prometheus' text format (version 0.0.4).
-#[derive(Debug, Default)]
-pub struct Exposition(String);
-
-/// A metric on the page, to which samples are added.
-pub struct Family<'a> {
-    page: &'a mut String,
-    name: &'static str,
-}
-
-impl Exposition {
-    /// A metric that only grows.
-    pub fn counter(&mut self, name: &'static str, help: &str) -> Family<'_> {
-        self.family(name, help, "counter")
-    }
-
-    /// A metric that moves.
-    pub fn gauge(&mut self, name: &'static str, help: &str) -> Family<'_> {
-        self.family(name, help, "gauge")
-    }
-
-    /// A metric in buckets.
-    pub fn histogram(&mut self, name: &'static str, help: &str) -> Family<'_> {
-        self.family(name, help, "histogram")
-    }
-
-    fn family(&mut self, name: &'static str, help: &str, kind: &str) -> Family<'_> {
-        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
-        Family {
-            page: &mut self.0,
-            name,
-        }
-    }
-}
-
-impl Family<'_> {
-    /// One value.
-    pub fn sample(&mut self, labels: &[(&str, &str)], value: u64) {
-        self.line("", labels, None, value);
-    }
-
-    /// One value that is not whole.
-    pub fn sample_float(&mut self, labels: &[(&str, &str)], value: f64) {
-        self.line("", labels, None, value);
-    }
-
-    /// A histogram from counts per bucket: `bounds` in seconds, and one more count above the last.
-    pub fn buckets(&mut self, labels: &[(&str, &str)], bounds: &[f64], counts: &[u64], sum_seconds: f64) {
-        assert_eq!(counts.len(), bounds.len() + 1, "a bucket above the last bound");
-        let mut total = 0;
-        for (bound, count) in bounds.iter().zip(counts) {
-            total += count;
-            self.line("_bucket", labels, Some(&bound.to_string()), total);
-        }
-        total += counts[bounds.len()];
-        self.line("_bucket", labels, Some("+Inf"), total);
-        self.line("_sum", labels, None, sum_seconds);
-        self.line("_count", labels, None, total);
-    }
-
-    pub(crate) fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
-        let bound = |bucket: usize| (Histogram::FIRST_BOUND_MICROS << bucket) as f64 / 1e6;
-        let bounds: Vec<f64> = (0..Histogram::BOUNDS).map(bound).collect();
-        let counts: Vec<u64> = histogram
-            .buckets
-            .iter()
-            .map(|count| count.load(Ordering::Relaxed))
-            .collect();
-        let sum_micros = histogram.sum_micros.load(Ordering::Relaxed);
-        self.buckets(labels, &bounds, &counts, sum_micros as f64 / 1e6);
-    }
-
-    fn line(
-        &mut self,
-        suffix: &str,
-        labels: &[(&str, &str)],
-        le: Option<&str>,
-        value: impl std::fmt::Display,
-    ) {
-        let _ = write!(self.page, "{}{suffix}", self.name);
-        let labels = labels.iter().copied().chain(le.map(|le| ("le", le)));
-        let mut separator = '{';
-        for (label, value) in labels {
-            let value = value
-                .replace('\\', "\\\\")
-                .replace('"', "\\\"")
-                .replace('\n', "\\n");
-            let _ = write!(self.page, "{separator}{label}=\"{value}\"");
-            separator = ',';
-        }
-        if separator == ',' {
-            self.page.push('}');
-        }
-        let _ = writeln!(self.page, " {value}");
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -805,6 +798,6 @@ mod tests {
             # HELP h An h.\n# TYPE h histogram\n\
             h_bucket{m=\"n\",le=\"0.5\"} 1\nh_bucket{m=\"n\",le=\"1\"} 3\nh_bucket{m=\"n\",le=\"+Inf\"} 6\n\
             h_sum{m=\"n\"} 4.5\nh_count{m=\"n\"} 6\n";
-        assert_eq!(page.0, expected);
+        assert_eq!(page.into_text(), expected);
     }
 }

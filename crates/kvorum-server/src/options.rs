@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use crate::access::passwords::{BCRYPT_COST, BCRYPT_COST_MAX, BCRYPT_COST_MIN};
-use crate::etcd_options::{Endpoint, EtcdOptions, Serves};
+use crate::etcd_options::{Endpoint, EtcdOptions};
 pub use crate::operations::Quota;
 
 /// Longest member name and cluster token, in bytes.
@@ -391,20 +391,6 @@ impl ServeOptions {
         }
     }
 
-    /// The ports on which the probes are served.
-    pub fn probe_addresses(&self) -> impl Iterator<Item = Address> {
-        let more = self
-            .etcd
-            .listeners
-            .iter()
-            .filter_map(|listener| match &listener.at {
-                Endpoint::Tcp(address) if listener.serves != Serves::Grpc => Some(address),
-                _ => None,
-            });
-        let all: Vec<Address> = self.listen_client.iter().chain(more).cloned().collect();
-        all.into_iter()
-    }
-
     /// Whether peers and clients are served on one port.
     pub fn shares_peer_port(&self) -> bool {
         self.listen_client.contains(&self.listen_peer)
@@ -422,14 +408,6 @@ impl ServeOptions {
             .clone()
             .or_else(listed)
             .unwrap_or_else(|| self.listen_peer.clone())
-    }
-
-    /// All addresses where peers reach this member.
-    pub fn peer_addresses(&self) -> Vec<Address> {
-        match &self.etcd.identity {
-            Some(identity) if !identity.advertise_peer.is_empty() => identity.advertise_peer.clone(),
-            _ => vec![self.peer_address()],
-        }
     }
 
     /// URLs for clients: as advertised, else `http://` and where it listens, with the host that peers use in
@@ -484,18 +462,6 @@ impl ServeOptions {
         })?;
         require(self.log_bytes_max >= 2 * self.memtable_bytes, || {
             "log-bytes-max must be at least twice memtable-bytes: raise it, or lower memtable-bytes".into()
-        })
-    }
-
-    /// etcd takes any token. It stands in a line of a file.
-    fn validate_token(&self) -> Result<(), OptionsError> {
-        let token = &self.cluster_token;
-        if self.etcd.identity.is_none() {
-            return check_name("cluster-token", token);
-        }
-        let is_legal = token.len() <= NAME_BYTES_MAX && !token.chars().any(char::is_control);
-        require(is_legal, || {
-            format!("initial-cluster-token must be at most {NAME_BYTES_MAX} bytes without control characters")
         })
     }
 
@@ -655,7 +621,7 @@ pub(crate) fn check_name(option: &str, name: &str) -> Result<(), OptionsError> {
     )
 }
 
-fn require(holds: bool, complaint: impl FnOnce() -> String) -> Result<(), OptionsError> {
+pub(crate) fn require(holds: bool, complaint: impl FnOnce() -> String) -> Result<(), OptionsError> {
     if holds {
         Ok(())
     } else {

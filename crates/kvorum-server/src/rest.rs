@@ -297,6 +297,10 @@ async fn health(core: &Core, query: &str) -> Response<Body> {
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let is_healthy = trouble.is_none();
+    match serves {
+        true => core.metrics.health_successes.add_one(),
+        false => core.metrics.health_failures.add_one(),
+    }
     let body = HealthBody {
         status: if is_healthy { "healthy" } else { "degraded" },
         state: state_name(&status),

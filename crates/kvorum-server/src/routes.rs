@@ -19,6 +19,7 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 
 use crate::budget::hold;
+use crate::metrics::Metrics;
 
 /// A future that answers.
 pub type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
@@ -90,9 +91,21 @@ struct Entry {
 #[derive(Clone, Default)]
 pub struct Routes(Arc<Table>);
 
+/// What etcd's services answer on a learner, beside serializable ranges, which the handlers tell apart.
+const OF_LEARNERS: [&str; 4] = ["Status", "Snapshot", "Range", "RangeStream"];
+/// Methods of etcd that are streams.
+const STREAMS: [&str; 5] = ["Watch", "LeaseKeepAlive", "Snapshot", "RangeStream", "Observe"];
+/// The packages of etcd's services.
+const OF_ETCD: [&str; 3] = ["etcdserverpb.", "v3lockpb.", "v3electionpb."];
+
+/// Says whether this member is a learner.
+type IsLearner = Box<dyn Fn() -> bool + Send + Sync>;
+
 #[derive(Default)]
 struct Table {
     grpc: Vec<Entry>,
+    is_learner: Option<IsLearner>,
+    metrics: Option<Arc<Metrics>>,
     rest: Option<Arc<dyn Rest>>,
     /// What the listener is for, told to those who ask for something else.
     purpose: Option<&'static str>,
@@ -125,6 +138,18 @@ impl RoutesBuilder {
         self
     }
 
+    /// While `is_learner` says so, etcd's services answer only what they do on a learner.
+    pub(crate) fn learner(mut self, is_learner: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.0.is_learner = Some(Box::new(is_learner));
+        self
+    }
+
+    /// Requests of etcd's services are counted here.
+    pub(crate) fn counting(mut self, metrics: Arc<Metrics>) -> Self {
+        self.0.metrics = Some(metrics);
+        self
+    }
+
     /// Sets what answers everything else.
     pub fn rest(mut self, rest: Arc<dyn Rest>) -> Self {
         self.0.rest = Some(rest);
@@ -141,6 +166,29 @@ impl RoutesBuilder {
     pub fn build(self) -> Routes {
         Routes(Arc::new(self.0))
     }
+}
+
+impl Table {
+    fn count(&self, service: &str, method: &str, request: &Request<Incoming>) {
+        if let Some(metrics) = &self.metrics
+            && OF_ETCD.iter().any(|package| service.starts_with(package))
+        {
+            let version = request.headers().get("client-api-version");
+            let version = version.and_then(|version| version.to_str().ok());
+            metrics.client_requests.note(version, STREAMS.contains(&method));
+        }
+    }
+
+    fn is_refused_by_learner(&self, service: &str, method: &str) -> bool {
+        let is_etcds = OF_ETCD.iter().any(|package| service.starts_with(package));
+        let is_learner = || self.is_learner.as_ref().is_some_and(|is_learner| is_learner());
+        is_etcds && !OF_LEARNERS.contains(&method) && is_learner()
+    }
+}
+
+/// What a learner answers to what it does not serve, in etcd's words.
+pub(crate) fn not_by_learner() -> Status {
+    Status::failed_precondition("etcdserver: rpc not supported for learner")
 }
 
 impl Routes {
@@ -176,6 +224,11 @@ impl hyper::service::Service<Request<Incoming>> for Routes {
         match self.0.grpc.iter().find(|entry| entry.name == service) {
             Some(entry) => {
                 let is_write = entry.writes.contains(&method);
+                self.0.count(service, method, &request);
+                if self.0.is_refused_by_learner(service, method) {
+                    let refused = Outcome::NotApplied.mark(not_by_learner());
+                    return Routed::Done(Some(refused.into_http()));
+                }
                 Routed::Grpc {
                     answering: entry.service.call(request),
                     is_write,

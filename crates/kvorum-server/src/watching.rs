@@ -469,9 +469,12 @@ impl<S: Store> WatchDriver<S> {
         self.metrics
             .watch_streams
             .store(self.outlets.len() as u64, Ordering::Relaxed);
+        let (watchers, slow) = self.hub.watchers();
+        self.metrics.watchers.store(watchers as u64, Ordering::Relaxed);
+        self.metrics.slow_watchers.store(slow as u64, Ordering::Relaxed);
         self.metrics
-            .watchers
-            .store(self.hub.watchers().0 as u64, Ordering::Relaxed);
+            .pending_events
+            .store(self.hub.pending_events() as u64, Ordering::Relaxed);
     }
 }
 

@@ -191,6 +191,12 @@ impl Hub {
         )
     }
 
+    /// Events that wait to be taken, all streams together.
+    pub fn pending_events(&self) -> usize {
+        let streams = self.ready.iter().filter_map(|id| self.streams.get(id));
+        streams.map(Stream::events).sum()
+    }
+
     /// How many watchers a stream has.
     pub fn watchers_of(&self, stream: StreamId) -> usize {
         self.streams

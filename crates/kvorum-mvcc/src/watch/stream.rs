@@ -105,6 +105,15 @@ struct Queued {
 }
 
 impl Stream {
+    /// How many events wait to be taken.
+    pub fn events(&self) -> usize {
+        let of = |queued: &Queued| match &queued.output {
+            WatchOutput::Events { events, .. } => events.len(),
+            _ => 0,
+        };
+        self.queue.iter().map(of).sum()
+    }
+
     /// The ID for a new watcher: the one asked for, or for 0 the next free one; `None` if it is taken.
     pub fn allocate(&mut self, asked: i64) -> Option<i64> {
         match asked {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvorum_mvcc::lsm::InstallRecord;
 use kvorum_mvcc::{LsmStore, Store, StoreError};
@@ -154,7 +154,9 @@ impl Applier {
             std::thread::park_timeout(SPACE_RETRY);
             self.maintain()?;
         }
+        let started = Instant::now();
         let done = self.driver.apply(entries).map_err(|error| error.to_string())?;
+        self.metrics.note_apply(started.elapsed());
         self.metrics.note_applied(&done.replies);
         self.port.note_auth(done.auth);
         // Before the answers: a watch that is created after a write was answered begins after it.

@@ -1,8 +1,8 @@
 //! What the log says about the leader: who it is, each time that changes, and once that clients are served.
 //!
 //! A member that listens has promised nothing yet: without a majority it answers local reads only. `ready to serve
-//! client requests`, for which supervisors wait as they do with etcd, is said when there is a leader and the cluster
-//! knows this member; with it what else etcd says of that moment.
+//! client requests`, for which supervisors wait as they do with etcd, is said when the first leader is known; what else
+//! etcd says of that time, when the cluster has this member's name and addresses.
 
 use std::cell::Cell;
 
@@ -17,6 +17,7 @@ pub(crate) struct Leadership {
     version: String,
     leader: Cell<u64>,
     was_ready: Cell<bool>,
+    was_published: Cell<bool>,
 }
 
 /// What is to be told of the leader.
@@ -56,10 +57,12 @@ impl Leadership {
             ),
             None => {}
         }
+        if first(&self.was_ready, status.leader != 0) {
+            tracing::info!("ready to serve client requests");
+        }
         let own = status.cluster.members.get(&status.id);
-        let is_known = own.is_some_and(|record| record.incarnation != 0);
         if let Some(record) = own
-            && self.becomes_ready(status.leader, is_known)
+            && first(&self.was_published, status.leader != 0 && record.incarnation != 0)
         {
             tracing::info!(
                 "cluster-version" = self.version,
@@ -71,7 +74,6 @@ impl Leadership {
                 "client-urls" = record.client_urls.join(","),
                 "published local member to cluster through raft"
             );
-            tracing::info!("ready to serve client requests");
         }
     }
 
@@ -82,12 +84,11 @@ impl Leadership {
             _ => Some(News::Leader),
         }
     }
+}
 
-    /// Whether this is the moment from which clients are served.
-    fn becomes_ready(&self, leader: u64, is_known: bool) -> bool {
-        let is_ready = leader != 0 && is_known;
-        is_ready && !self.was_ready.replace(true)
-    }
+/// Whether it holds for the first time.
+fn first(held: &Cell<bool>, holds: bool) -> bool {
+    holds && !held.replace(true)
 }
 
 #[cfg(test)]
@@ -103,19 +104,10 @@ mod tests {
     }
 
     #[test]
-    fn readiness_is_told_once_and_not_before_the_cluster_knows_the_member() {
-        let leadership = Leadership::new("3.6.12");
-        assert_eq!(leadership.version, "3.6");
-        let moments = [
-            (0, false),
-            (0, true),
-            (7, false),
-            (7, true),
-            (7, true),
-            (0, true),
-            (9, true),
-        ];
-        let told = moments.map(|(leader, is_known)| leadership.becomes_ready(leader, is_known));
-        assert_eq!(told, [false, false, false, true, false, false, false]);
+    fn readiness_is_told_once() {
+        assert_eq!(Leadership::new("3.6.12").version, "3.6");
+        let was_ready = Cell::default();
+        let told = [false, true, true, false, true].map(|holds| first(&was_ready, holds));
+        assert_eq!(told, [false, true, false, false, false]);
     }
 }

@@ -119,6 +119,7 @@ impl PeerService {
         answers.try_send(Ok(first)).expect("a new channel has room");
         let (inbox, metrics, from) = (self.inbox.clone(), self.metrics.clone(), hello.member_id);
         let (farewell, net) = (self.farewell.clone(), self.net.clone());
+        let figures = (from != 0).then(|| metrics.peers.of(from));
         tokio::spawn(async move {
             // Held to the end: the dialler hears on it that the stream ended.
             let answers = answers;
@@ -134,6 +135,9 @@ impl PeerService {
                     () = &mut let_go => break,
                 };
                 let Ok(Some(frame)) = frame else { break };
+                if let Some(figures) = &figures {
+                    figures.received_bytes.add(frame.payload.len() as u64);
+                }
                 match PeerMessage::decode(frame.payload) {
                     Ok(message) if message.from == from && from != 0 => {
                         note_message(&metrics, &message);

@@ -33,7 +33,7 @@ use super::figures::note_message;
 use super::handshake::Acquaintance;
 use super::replica_thread::End;
 use super::strangers::Strangers;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, PeerFigures};
 
 /// Messages that wait for one lane's connection to take them.
 const LANE_MESSAGES_MAX: usize = 8192;
@@ -87,6 +87,7 @@ pub(crate) struct PeerTimeouts {
 
 struct Peer {
     addresses: Vec<String>,
+    figures: Arc<PeerFigures>,
     answers: Arc<Answers>,
     control: mpsc::Sender<PeerMessage>,
     bulk: mpsc::Sender<PeerMessage>,
@@ -158,6 +159,7 @@ impl PeerNet {
             }
         }
         let mut peers = self.shared.peers.write().expect("no panic while held");
+        self.shared.metrics.peers.keep(|id| wanted.contains_key(&id));
         peers.retain(|id, peer| {
             wanted
                 .get(id)
@@ -182,6 +184,8 @@ impl PeerNet {
     /// Queues a message; drops it, and says so, if its receiver is unknown or cannot keep up.
     pub fn send(&self, message: PeerMessage) {
         if let Some(message) = self.queue(message) {
+            self.shared
+                .note_unsent(message.to, std::slice::from_ref(&message));
             (self.shared.inbox)(Input::Unreachable {
                 peer: message.to,
                 handed: 0,
@@ -197,6 +201,9 @@ impl PeerNet {
             return Some(message);
         };
         note_message(&self.shared.metrics, &message);
+        if is_heartbeat(&message) {
+            peer.figures.heartbeat_sent();
+        }
         let lane = if message.lane() == Lane::Control {
             &peer.control
         } else {
@@ -210,11 +217,14 @@ impl PeerNet {
         let PeerBody::Raft(raft) = &message.body else {
             return;
         };
-        if let MessageBody::AppendReply { prev, .. } = raft.body {
-            let peers = self.shared.peers.read().expect("no panic while held");
-            if let Some(peer) = peers.get(&message.from) {
-                peer.answers.note(prev);
-            }
+        let peers = self.shared.peers.read().expect("no panic while held");
+        let Some(peer) = peers.get(&message.from) else {
+            return;
+        };
+        match raft.body {
+            MessageBody::AppendReply { prev, .. } => peer.answers.note(prev),
+            MessageBody::HeartbeatReply { .. } => peer.figures.heartbeat_answered(),
+            _ => {}
         }
     }
 
@@ -275,6 +285,7 @@ impl PeerNet {
 
     fn start(&self, id: u64, addresses: Vec<String>) -> Peer {
         let answers = Arc::new(Answers::default());
+        let figures = self.shared.metrics.peers.of(id);
         let lane = |lane: Lane| {
             let (sender, receiver) = mpsc::channel(LANE_MESSAGES_MAX);
             let patience = Patience {
@@ -286,6 +297,8 @@ impl PeerNet {
                 messages: receiver,
                 handed: 0,
                 inbox: self.shared.inbox.clone(),
+                figures: figures.clone(),
+                metrics: self.shared.metrics.clone(),
             };
             let run = run_lane(self.shared.clone(), addresses.clone(), lane, outbox, patience);
             (sender, self.shared.runtime.spawn(run))
@@ -294,6 +307,7 @@ impl PeerNet {
         let (bulk, bulk_task) = lane(Lane::Bulk);
         Peer {
             addresses,
+            figures,
             answers,
             control,
             bulk,
@@ -302,7 +316,23 @@ impl PeerNet {
     }
 }
 
+/// Whether it is a leader's sign of life.
+fn is_heartbeat(message: &PeerMessage) -> bool {
+    matches!(&message.body, PeerBody::Raft(raft) if matches!(raft.body, MessageBody::Heartbeat { .. }))
+}
+
+/// Counts messages that no connection took.
+fn note_unsent(metrics: &Metrics, figures: &PeerFigures, messages: &[PeerMessage]) {
+    figures.send_failures.add(messages.len() as u64);
+    let heartbeats = messages.iter().filter(|message| is_heartbeat(message)).count();
+    metrics.heartbeat_failures.add(heartbeats as u64);
+}
+
 impl Shared {
+    fn note_unsent(&self, peer: u64, messages: &[PeerMessage]) {
+        note_unsent(&self.metrics, &self.metrics.peers.of(peer), messages);
+    }
+
     /// Ends this member if this refusal shows that its data is of another cluster than its peers.
     fn end_among_strangers(&self, peer: u64, refusal: &Status) {
         let peers = self.peers.read().expect("no panic while held").len();
@@ -327,6 +357,8 @@ struct Outbox {
     /// The number of the last forward that was handed to the present connection.
     handed: Token,
     inbox: Inbox,
+    figures: Arc<PeerFigures>,
+    metrics: Arc<Metrics>,
 }
 
 impl Outbox {
@@ -347,8 +379,10 @@ impl Outbox {
     /// that wait will not be sent.
     fn turn_away(&mut self, message: Option<PeerMessage>) {
         let waiting = std::iter::from_fn(|| self.messages.try_recv().ok());
-        let unsent = message.into_iter().chain(waiting);
-        let unsent = unsent.filter_map(|message| message.forward()).collect();
+        let unsent: Vec<PeerMessage> = message.into_iter().chain(waiting).collect();
+        note_unsent(&self.metrics, &self.figures, &unsent);
+        self.figures.forget_heartbeat();
+        let unsent = unsent.iter().filter_map(PeerMessage::forward).collect();
         (self.inbox)(Input::Unreachable {
             peer: self.peer,
             handed: std::mem::take(&mut self.handed),
@@ -388,6 +422,7 @@ async fn run_lane(
                 shared.strangers.lock().expect("no panic while held").agreed();
                 tracing::debug!(peer = %format_args!("{id:016x}"), address, ?lane, "connected to peer");
                 pause = BACKOFF.0;
+                let _open = Open::new(&outbox.figures);
                 if pump(stream, &mut outbox, &patience).await.is_none() {
                     return;
                 }
@@ -414,6 +449,22 @@ async fn run_lane(
             return;
         }
         pause = (pause * 2).min(BACKOFF.1);
+    }
+}
+
+/// Counts a connection for as long as it lives.
+struct Open(Arc<PeerFigures>);
+
+impl Open {
+    fn new(figures: &Arc<PeerFigures>) -> Self {
+        figures.open.fetch_add(1, Ordering::Relaxed);
+        Open(figures.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -619,7 +670,9 @@ async fn pump(mut stream: Opened, outbox: &mut Outbox, patience: &Patience) -> O
                 let message = message?;
                 outbox.handed = message.forward().unwrap_or(outbox.handed);
                 unanswered.sent(patience.after(&message));
-                place.send(Frame { payload: message.encode(), ..Frame::default() });
+                let payload = message.encode();
+                outbox.figures.sent_bytes.add(payload.len() as u64);
+                place.send(Frame { payload, ..Frame::default() });
             }
         }
     }

@@ -69,13 +69,23 @@ pub(crate) fn run(mut node: Node, mailbox: &Mailbox<Input>, outlets: &Outlets, s
         }
         let (now, noted) = (
             clock::now(),
-            Some((node.leader(), node.is_leader(), node.raft().term())),
+            Some((
+                node.leader(),
+                node.is_leader(),
+                node.raft().term(),
+                is_learner(&node),
+            )),
         );
         if now >= publish_at || noted != published {
             (publish_at, published) = (now + STATUS_INTERVAL, noted);
             (outlets.publish)(node.status());
         }
     }
+}
+
+/// A learner refuses requests: from the moment on in which it is one.
+fn is_learner(node: &Node) -> bool {
+    node.raft().latest_configuration().learners.contains(&node.id())
 }
 
 /// Everything that arrived, the shell's own inputs first: what they free, the requests can use at once.

@@ -293,6 +293,7 @@ impl Member {
         let metrics = Arc::new(Metrics::new(Detail {
             rpc_durations: options.etcd.rpc_durations,
             slow_request: options.etcd.slow_request,
+            quota_bytes: options.quota.bytes as u64,
         }));
         metrics
             .committed_before
@@ -506,14 +507,17 @@ impl Member {
             let pending = pending.clone();
             async move { pending.dispatch(worker).await }
         };
-        HttpServer::start(
+        let server = HttpServer::start(
             listeners.collect(),
             limits,
             workers,
             self.phase.clone(),
             background,
         )
-        .map_err(|error| ServeError::Listen(format!("cannot start the client port's threads: {error}")))
+        .map_err(|error| ServeError::Listen(format!("cannot start the client port's threads: {error}")))?;
+        let traffic = server.traffic();
+        self.metrics.source(move |page| traffic.render(page));
+        Ok(server)
     }
 
     fn is_voter(&self) -> bool {

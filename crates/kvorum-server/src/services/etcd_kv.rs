@@ -69,6 +69,9 @@ impl EtcdKv {
         let context = Context::of(&request, &self.0.handle)?;
         let request = request.into_inner();
         let is_local = request.serializable;
+        if !is_local {
+            self.0.refuse_as_learner()?;
+        }
         let request = model::RangeRequest::try_from(request)?;
         request
             .validate(&self.0.handle.limits())
@@ -139,6 +142,9 @@ impl EtcdKv {
         let context = Context::of(&request, &self.0.handle)?;
         let request = request.into_inner();
         let is_local = request.serializable;
+        if !is_local {
+            self.0.refuse_as_learner()?;
+        }
         let request = model::RangeRequest::try_from(request)?;
         request
             .validate(&self.0.handle.limits())
@@ -157,6 +163,7 @@ impl EtcdKv {
             let mut streaming = Streaming::new(core, context, request);
             loop {
                 let chunk = streaming.next().await;
+                streaming.core.metrics.message_out(Method::RangeStream);
                 let is_last = streaming.is_over || chunk.is_err();
                 let chunk = chunk.map(|answer| pb::RangeStreamResponse {
                     range_response: Some(answer),

@@ -127,6 +127,17 @@ impl EtcdLease {
         Ok(pb::LeaseKeepAliveResponse { header, id, ttl })
     }
 
+    async fn keep_alive_counted(
+        &self,
+        context: &Context,
+        id: i64,
+    ) -> Result<pb::LeaseKeepAliveResponse, Status> {
+        self.core.metrics.message_in(Method::LeaseKeepAlive);
+        let answer = self.keep_alive(context, id).await?;
+        self.core.metrics.message_out(Method::LeaseKeepAlive);
+        Ok(answer)
+    }
+
     async fn time_to_live(
         &self,
         request: Request<pb::LeaseTimeToLiveRequest>,
@@ -195,7 +206,7 @@ async fn renew(
         let asked = async {
             loop {
                 match client.message().await {
-                    Ok(Some(request)) => match service.keep_alive(&context, request.id).await {
+                    Ok(Some(request)) => match service.keep_alive_counted(&context, request.id).await {
                         Ok(answer) => {
                             if answers.send(Ok(answer)).await.is_err() {
                                 return None;

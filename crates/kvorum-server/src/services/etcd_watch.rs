@@ -75,6 +75,7 @@ async fn listen(
     let reason = {
         let asked = async {
             while let Ok(Some(request)) = client.message().await {
+                core.metrics.message_in(Method::Watch);
                 forward(&core, &context, request, &requests).await;
             }
             // The client has no more wishes, and keeps its watchers.
@@ -170,6 +171,7 @@ impl Stream for WatchStream {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
         loop {
             if let Some(output) = self.waiting.next() {
+                self.core.metrics.message_out(Method::Watch);
                 return Poll::Ready(Some(Ok(response(&self.core, output))));
             }
             let Some(ended) = &mut self.ended else {

@@ -307,7 +307,8 @@ impl Maintenance for MaintenanceService {
         let start = async {
             self.require_admin(&request).await?;
             let frames = self.0.handle.state().snapshot();
-            Ok(stream(frames, storage_version(self.0.etcd_version)))
+            let version = storage_version(self.0.etcd_version);
+            Ok(stream(frames, version, self.0.metrics.clone()))
         };
         self.0.counted(Method::Snapshot, start).await
     }

@@ -5,6 +5,8 @@
 //! are made from one view of the store, twice: once to learn how long they are, once to send them. No more than a few
 //! frames are in memory, however slow the reader is.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use kvorum_mvcc::StoreError;
 use kvorum_proto::etcdserverpb as pb;
@@ -14,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::local::SnapshotFrames;
+use crate::metrics::{Method, Metrics};
 
 /// Bytes of one message, as etcd has it.
 const BLOB_BYTES: usize = 32 * 1024;
@@ -25,10 +28,14 @@ const MESSAGES_AHEAD: usize = 64;
 pub(super) type SnapshotStream = ReceiverStream<Result<pb::SnapshotResponse, Status>>;
 
 /// Starts a thread that may block, which feeds the stream.
-pub(super) fn stream(frames: Box<dyn SnapshotFrames>, version: String) -> SnapshotStream {
+pub(super) fn stream(
+    frames: Box<dyn SnapshotFrames>,
+    version: String,
+    metrics: Arc<Metrics>,
+) -> SnapshotStream {
     let (messages, receiver) = mpsc::channel(MESSAGES_AHEAD);
     tokio::task::spawn_blocking(move || {
-        if let Err(error) = feed(frames, &version, &messages) {
+        if let Err(error) = feed(frames, &version, &messages, &metrics) {
             let status = Status::unavailable(format!("kvorum: the snapshot broke off: {error}; ask again"));
             // The reader hears it, or is gone.
             let _ = messages.blocking_send(Err(status));
@@ -41,6 +48,7 @@ fn feed(
     mut frames: Box<dyn SnapshotFrames>,
     version: &str,
     messages: &mpsc::Sender<Result<pb::SnapshotResponse, Status>>,
+    metrics: &Metrics,
 ) -> Result<(), StoreError> {
     let mut remaining = 0;
     while let Some(frame) = frames.next_frame()? {
@@ -60,6 +68,7 @@ fn feed(
             blob,
             version: version.to_owned(),
         };
+        metrics.message_out(Method::Snapshot);
         messages.blocking_send(Ok(message)).is_ok()
     };
     loop {

@@ -12,6 +12,7 @@ mod etcd_watch;
 mod http_port;
 mod kv_store;
 mod kvorum_v1;
+mod learner;
 mod maintenance;
 mod queue;
 mod raft_kv;

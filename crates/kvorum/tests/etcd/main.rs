@@ -18,6 +18,10 @@ mod ctl;
 mod generate;
 mod intended;
 mod limits;
+#[path = "../processes/place.rs"]
+#[allow(dead_code, reason = "shared with the tests of processes")]
+mod place;
+mod place_ctl;
 #[path = "../processes/program.rs"]
 #[allow(dead_code, reason = "shared with the tests of processes")]
 mod program;

@@ -10,6 +10,7 @@
 mod bad_input;
 mod cluster;
 mod damage;
+mod dashboards;
 mod demo;
 mod etcd_place;
 mod http;
