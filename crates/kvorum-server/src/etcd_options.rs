@@ -158,6 +158,19 @@ pub fn check_version(text: &str) -> Result<(), OptionsError> {
 }
 
 impl EtcdOptions {
+    /// The ports that are opened, each with the option that names it.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = (&'static str, &Address)> {
+        let clients = self.listeners.iter().filter_map(|listener| match &listener.at {
+            Endpoint::Tcp(address) => Some(("listen-client-urls", address)),
+            Endpoint::Unix(_) => None,
+        });
+        let peers = self
+            .listen_peer_also
+            .iter()
+            .map(|address| ("listen-peer-urls", address));
+        clients.chain(peers)
+    }
+
     /// Checks what the values mean by themselves.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use crate::access::passwords::{BCRYPT_COST, BCRYPT_COST_MAX, BCRYPT_COST_MIN};
-use crate::etcd_options::{Endpoint, EtcdOptions};
+use crate::etcd_options::EtcdOptions;
 pub use crate::operations::Quota;
 
 /// Longest member name and cluster token, in bytes.
@@ -514,17 +514,8 @@ impl ServeOptions {
     fn validate_listeners(&self) -> Result<(), OptionsError> {
         let is_nowhere = self.listen_client.is_empty() && self.etcd.listeners.is_empty();
         require(!is_nowhere, || "listen-client is empty; write host:port".into())?;
-        let more = self
-            .etcd
-            .listeners
-            .iter()
-            .filter_map(|listener| match &listener.at {
-                Endpoint::Tcp(address) => Some(("listen-client-urls", address)),
-                Endpoint::Unix(_) => None,
-            });
-        let peers = self.etcd.listen_peer_also.iter().map(|a| ("listen-peer-urls", a));
         let listeners = self.listen_client.iter().map(|a| ("listen-client", a));
-        let listeners = listeners.chain(more).chain(peers);
+        let listeners = listeners.chain(self.etcd.addresses());
         let listeners = listeners.chain(
             self.listen_client_optional
                 .iter()

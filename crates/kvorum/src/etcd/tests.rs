@@ -180,9 +180,6 @@ fn every_flag_has_its_effect_its_warning_or_its_refusal() {
         "compact-hash-check-time",
         "feature-gates",
         "auth-token",
-        // Until there are users.
-        "auth-token-ttl",
-        "bcrypt-cost",
     ];
     let plain = |flag: &super::flags::Flag| {
         let partner = with_value(flag);
@@ -399,6 +396,15 @@ fn values_mean_what_they_mean_in_etcd() {
     assert_eq!(auth("--bcrypt-cost=4").bcrypt_cost, 4);
     assert_eq!(auth("--auth-token-ttl=7").token_ttl, Duration::from_secs(7));
     assert_eq!(auth("--auth-token-ttl=0"), Default::default());
+    assert_eq!(
+        served("--auth-token-ttl=5").auth.token_ttl,
+        Duration::from_secs(5)
+    );
+    assert_eq!(
+        served("--auth-token-ttl=0").auth.token_ttl,
+        Duration::from_secs(300)
+    );
+    assert_eq!(served("--bcrypt-cost=4").auth.bcrypt_cost, 4);
     assert!(planned("--bcrypt-cost=3").unwrap().warnings[0].contains("use default bcrypt-cost"));
     fails("--compat-version=3.x", "is no version of etcd");
     assert_eq!(served("--compat-version=3.5.21").etcd.version, "3.5.21");
