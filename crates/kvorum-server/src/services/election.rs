@@ -144,6 +144,7 @@ async fn observe(
             header: Some(header),
             kv: Some(kv),
         };
+        queues.core.metrics.message_out(Method::Observe);
         answers.send(Ok(answer)).await.is_ok()
     };
     loop {

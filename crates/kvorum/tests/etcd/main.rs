@@ -16,6 +16,8 @@ mod call;
 mod cluster;
 mod ctl;
 mod generate;
+#[path = "../processes/http.rs"]
+mod http;
 mod intended;
 mod limits;
 #[path = "../processes/place.rs"]

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::cluster::{Cluster, Member, PATIENCE, turn};
+use crate::http::request;
 use crate::place::{Words, command, settings};
 use crate::program::{Ran, eventually};
 use crate::reference::{Reference, tool};
@@ -67,7 +68,20 @@ async fn cluster(count: usize, waiting: usize, more: &[(&str, &str)]) -> (Cluste
         member.wait_for_status().await;
     }
     cluster.leader().await;
+    all_have_names(&cluster).await;
     (cluster, waiting)
+}
+
+/// Waits until the members have told the cluster who they are.
+async fn all_have_names(cluster: &Cluster) {
+    let at = &cluster.members[0].client;
+    eventually("all members have names", PATIENCE, async || {
+        let ran = etcdctl(at, &["member", "list", "--write-out=json"]).await;
+        let listed: Value = serde_json::from_str(&ran.stdout).ok()?;
+        let has_name = |member: &Value| member["name"].is_string();
+        listed["members"].as_array()?.iter().all(has_name).then_some(())
+    })
+    .await;
 }
 
 /// Starts a member that was announced, with what `etcdctl member add` printed for it.
@@ -254,8 +268,11 @@ async fn a_full_quota_stays_full_until_it_is_disarmed() {
     })
     .await;
     assert!(full.stderr.contains("mvcc: database space exceeded"), "{full:?}");
-    let alarms = at_last(&at, &["alarm", "list"]).await;
-    assert!(alarms.contains("alarm:NOSPACE"), "{alarms}");
+    eventually("the alarm stands", PATIENCE, async || {
+        let alarms = done(&at, &["alarm", "list"]).await;
+        alarms.contains("alarm:NOSPACE").then_some(())
+    })
+    .await;
     let revision = json(&at, &["endpoint", "status"]).await[0]["Status"]["header"]["revision"].to_string();
     done(&at, &["del", "large"]).await;
     let revision = (revision.parse::<i64>().unwrap() + 1).to_string();
@@ -306,4 +323,73 @@ async fn history_is_compacted_by_age_where_it_is_asked_for() {
         },
     )
     .await;
+}
+
+/// Of three members one is down: no change may cost the majority, unless nobody checks.
+#[tokio::test]
+#[ignore = "needs the reference: tools/etcd-diff/run"]
+async fn changes_that_would_cost_the_majority_are_refused() {
+    let newcomer = "--peer-urls=http://127.0.0.1:1";
+    for strict in ["true", "false"] {
+        let (mut cluster, _) = cluster(3, 0, &[("strict-reconfig-check", strict)]).await;
+        let leader = cluster.leader().await;
+        let at = cluster.members[leader].client.clone();
+        let listed = json(&at, &["member", "list"]).await;
+        let id = |name: &str| {
+            let members = listed["members"].as_array().unwrap();
+            let found = members.iter().find(|member| member["name"] == name).unwrap();
+            format!("{:x}", found["ID"].as_u64().unwrap())
+        };
+        let (up, down) = ((leader + 1) % 3, (leader + 2) % 3);
+        let (up_id, down_id) = (id(&cluster.members[up].name), id(&cluster.members[down].name));
+        cluster.members[down].kill().await;
+        let inactive = format!("kvorum_peer_active{{To=\"{down_id}\"}} 0");
+        eventually("the leader misses it", PATIENCE, async || {
+            let (_, page) = request("GET", &at, "/metrics", b"").await.ok()?;
+            page.contains(&inactive).then_some(())
+        })
+        .await;
+        if strict == "true" {
+            for change in [
+                &["member", "add", "m4", newcomer][..],
+                &["member", "remove", &up_id],
+            ] {
+                eventually(&format!("{change:?} is refused"), PATIENCE, async || {
+                    let ran = etcdctl(&at, change).await;
+                    assert_ne!(ran.code, Some(0), "{change:?}: {ran:?}");
+                    ran.stderr.contains("etcdserver: unhealthy cluster").then_some(())
+                })
+                .await;
+            }
+            // What is down may go.
+            at_last(&at, &["member", "remove", &down_id]).await;
+        } else {
+            let printed = at_last(&at, &["member", "add", "m4", newcomer]).await;
+            assert!(printed.contains("added to cluster"), "{printed}");
+        }
+        at_last(&at, &["put", "k", "v"]).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs the reference: tools/etcd-diff/run"]
+async fn etcdctl_calls_through_a_socket_in_the_file_system() {
+    let (turn, dir) = (turn().await, directory());
+    let socket = format!("unix://{}", dir.path().join("k.sock").display());
+    let mut member = Member::new("m1", dir.path(), &[]);
+    let mut start = settings(&member, &[("m1".into(), member.peer.clone())], &[]);
+    let both = format!("http://{},{socket}", member.client);
+    start.push(("listen-client-urls".into(), both.clone()));
+    start.push(("advertise-client-urls".into(), both));
+    member.start_as(command(dir.path(), Words::Flags, &start));
+    let mut cluster = Cluster::of(vec![member], dir, turn);
+    cluster.members[0].wait_for_status().await;
+    all_have_names(&cluster).await;
+    at_last(&socket, &["put", "k", "v"]).await;
+    assert_eq!(done(&socket, &["get", "k", "--print-value-only"]).await, "v\n");
+    let listed = json(&socket, &["member", "list"]).await;
+    assert!(
+        listed["members"][0]["clientURLs"].to_string().contains(&socket),
+        "{listed}"
+    );
 }
