@@ -17,7 +17,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,12 +31,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::body::Body;
 
+use crate::authority::Mender;
 use crate::metrics::Traffic;
 use crate::options::Address;
 use crate::sockets::{self, Acceptor, Connection, Socket};
 
 /// What every HTTP/2 connection starts with (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Read at once of an HTTP/2 connection's first request.
+const READ_BYTES: usize = 1024;
 /// How long to wait before accepting again when the system has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -474,6 +477,8 @@ struct Heard {
     /// What of `head` is there, and what of it was read again.
     filled: usize,
     taken: usize,
+    /// While an HTTP/2 client's first request is on its way.
+    mender: Option<Box<Mender>>,
     stream: Connection,
     /// Where its bytes are counted, if they are.
     traffic: Option<Arc<Traffic>>,
@@ -486,6 +491,7 @@ impl Heard {
             head: [0; PREFACE.len()],
             filled: 0,
             taken: 0,
+            mender: None,
             stream,
             traffic: None,
         };
@@ -499,6 +505,7 @@ impl Heard {
                 return Ok((heard, false));
             }
             if heard.filled == PREFACE.len() {
+                heard.mender = Some(Box::default());
                 return Ok((heard, true));
             }
         }
@@ -513,24 +520,55 @@ impl Heard {
     }
 }
 
+/// Reads from the client, and counts it.
+fn receive(
+    stream: &mut Connection,
+    traffic: &Option<Arc<Traffic>>,
+    context: &mut Context<'_>,
+    buffer: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    let before = buffer.filled().len();
+    let read = Pin::new(stream).poll_read(context, buffer);
+    if let Some(traffic) = traffic {
+        traffic.note_received(buffer.filled().len() - before);
+    }
+    read
+}
+
 impl AsyncRead for Heard {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.taken == self.filled {
-            let before = buffer.filled().len();
-            let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-            if let Some(traffic) = &self.traffic {
-                traffic.note_received(buffer.filled().len() - before);
-            }
-            return read;
+        let heard = &mut *self;
+        if heard.taken < heard.filled {
+            let count = buffer.remaining().min(heard.filled - heard.taken);
+            buffer.put_slice(&heard.head[heard.taken..heard.taken + count]);
+            heard.taken += count;
+            return Poll::Ready(Ok(()));
         }
-        let count = buffer.remaining().min(self.filled - self.taken);
-        buffer.put_slice(&self.head[self.taken..self.taken + count]);
-        self.taken += count;
-        Poll::Ready(Ok(()))
+        while let Some(mender) = &mut heard.mender
+            && buffer.remaining() > 0
+        {
+            let clean = mender.read(buffer.remaining());
+            if !clean.is_empty() {
+                buffer.put_slice(clean);
+                return Poll::Ready(Ok(()));
+            }
+            if mender.is_done() {
+                heard.mender = None;
+                break;
+            }
+            let mut bytes = [0; READ_BYTES];
+            let mut read = ReadBuf::new(&mut bytes);
+            ready!(receive(&mut heard.stream, &heard.traffic, context, &mut read))?;
+            match read.filled() {
+                [] => mender.end(),
+                bytes => mender.take_in(bytes),
+            }
+        }
+        receive(&mut heard.stream, &heard.traffic, context, buffer)
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod api;
+mod authority;
 pub mod budget;
 pub mod compat;
 pub mod console;

@@ -175,9 +175,9 @@ impl MaintenanceService {
         self.0.require_admin(&context).await
     }
 
-    /// No version of kvorum is an older etcd: a target is malformed or not one that can be reached, and there is
-    /// never a downgrade to cancel.
-    async fn refuse_downgrade(
+    /// No version of kvorum is an older etcd: a target is malformed or not one that can be reached. To cancel what never
+    /// began succeeds, as in etcd 3.6.
+    async fn no_downgrade(
         &self,
         request: Request<pb::DowngradeRequest>,
     ) -> Result<pb::DowngradeResponse, Status> {
@@ -191,10 +191,15 @@ impl MaintenanceService {
             return Err(Status::invalid_argument(text));
         }
         self.0.barrier(&context).await?;
-        Err(match action {
-            DowngradeAction::Cancel => Status::failed_precondition("etcdserver: no inflight downgrade job"),
-            _ => Status::invalid_argument("etcdserver: invalid downgrade target version"),
-        })
+        match action {
+            DowngradeAction::Cancel => Ok(pb::DowngradeResponse {
+                header: Some(self.header()),
+                version: minor_version(self.0.etcd_version).to_owned(),
+            }),
+            _ => Err(Status::invalid_argument(
+                "etcdserver: invalid downgrade target version",
+            )),
+        }
     }
 }
 
@@ -222,8 +227,12 @@ impl Core {
 
 /// `X.Y.0` of `X.Y.Z`, as etcd names storage formats.
 pub(crate) fn storage_version(version: &str) -> String {
-    let minor = version.rsplit_once('.').map_or(version, |(minor, _)| minor);
-    format!("{minor}.0")
+    format!("{}.0", minor_version(version))
+}
+
+/// `X.Y` of `X.Y.Z`, as etcd names a cluster's version.
+fn minor_version(version: &str) -> &str {
+    version.rsplit_once('.').map_or(version, |(minor, _)| minor)
 }
 
 /// `X.Y` or `X.Y.Z`.
@@ -318,7 +327,7 @@ impl Maintenance for MaintenanceService {
         request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
         self.0
-            .counted(Method::Downgrade, self.refuse_downgrade(request))
+            .counted(Method::Downgrade, self.no_downgrade(request))
             .await
     }
 }

@@ -294,3 +294,36 @@ async fn a_drain_ends_when_its_time_is_over() {
     assert!(started.elapsed() < Duration::from_secs(10));
     assert!(under_way.await.unwrap().is_err());
 }
+
+/// `etcdctl` 3.4 names an endpoint that is written `http://host:port` as the authority of `endpoint status` and of three
+/// other commands: the stream was refused as malformed.
+#[test]
+fn an_authority_that_is_a_url_is_served() {
+    let server = Server::start();
+    let mut stream = connect(&server);
+    let authority = format!("http://{}", server.address);
+    let path = "/version";
+    let length = |text: &str| u8::try_from(text.len()).unwrap();
+    // GET, http, the path, and the authority as a name of HPACK's static table with a value as it is.
+    let mut headers = vec![0x82, 0x86, 0x44, length(path)];
+    headers.extend_from_slice(path.as_bytes());
+    headers.extend_from_slice(&[0x41, length(&authority)]);
+    headers.extend_from_slice(authority.as_bytes());
+    let head = [0, 0, u8::try_from(headers.len()).unwrap(), 1, 0x5, 0, 0, 0, 1];
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
+    stream.write_all(&head).unwrap();
+    stream.write_all(&headers).unwrap();
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let mut payload = vec![0; usize::from(head[1]) * 256 + usize::from(head[2])];
+        stream.read_exact(&mut payload).unwrap();
+        let (kind, stream_id) = (head[3], head[8]);
+        assert_ne!(kind, 3, "the stream is refused: {payload:?}");
+        if (kind, stream_id) == (1, 1) {
+            assert_eq!(payload[0], 0x88, "status 200");
+            return;
+        }
+    }
+}
