@@ -232,7 +232,8 @@ mod tests {
             check(flags, before, coded.0, coded.1);
         }
         check(0x04, b"", b"\x01\x08http://a", b"\x01\x08httpx--a");
-        check(0x04, b"\x3f\x01\x40\x01k\x7f\x01v", plain.0, plain.1);
+        // Behind a size of the table, a field with a name of its own, and one with a long index.
+        check(0x04, b"\x3f\x01\x40\x01k\x01v\x7f\x00\x01v", plain.0, plain.1);
     }
 
     #[test]
