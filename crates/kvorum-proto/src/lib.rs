@@ -11,6 +11,9 @@ mod status;
 
 pub use status::{OUTCOME, Outcome, Rejected, refused, status_of};
 
+/// Every message and service as a `google.protobuf.FileDescriptorSet`, encoded.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// Generated code: etcd's names and comments, not ours.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
 pub mod mvccpb {

@@ -33,7 +33,7 @@ use crate::operations::Operations;
 use crate::options::SurfaceOptions;
 use crate::reads::Reads;
 use crate::rest::RestApi;
-use crate::routes::{Only, Routes, RoutesBuilder, not_by_learner};
+use crate::routes::{Only, Routes, RoutesBuilder, Services, not_by_learner};
 use crate::runtime::PeerService;
 use crate::services::{
     AuthService, ClusterService, Context, ElectionService, EtcdKv, EtcdLease, EtcdWatch, HealthService,
@@ -223,41 +223,41 @@ pub fn routes(core: &Core, watch: WatchHandle) -> Routes {
 
 /// What a socket for clients serves.
 pub(crate) fn routes_of(core: &Core, watch: WatchHandle, serves: Serves) -> Routes {
-    let (all, none) = (
-        || add_services(RoutesBuilder::default(), core, watch.clone()),
-        RoutesBuilder::default,
-    );
-    let rest = guarded(core);
+    let all = || add_services(RoutesBuilder::default(), core, watch.clone());
     match serves {
-        Serves::All => all().rest(Arc::new(rest)),
+        Serves::All => all().rest(guarded(core)),
         Serves::Grpc => all().purpose("gRPC is served here; HTTP is on --listen-client-http-urls"),
-        Serves::Http => none()
-            .rest(Arc::new(rest))
+        Serves::Http => all()
+            .rest(guarded(core))
+            .without_grpc()
             .purpose("gRPC is on --listen-client-urls"),
-        Serves::Metrics => none()
-            .rest(Arc::new(Only::new(
-                RestApi::new(core.clone()),
-                &["/metrics", "/health", "/livez", "/readyz"],
-            )))
-            .purpose("only /metrics, /health, /livez and /readyz are served here"),
+        Serves::Metrics => {
+            let core = core.clone();
+            RoutesBuilder::default()
+                .rest(|services| {
+                    let paths = &["/metrics", "/health", "/livez", "/readyz"];
+                    Only::new(RestApi::new(core, services), paths)
+                })
+                .purpose("only /metrics, /health, /livez and /readyz are served here")
+        }
     }
     .build()
 }
 
-fn guarded(core: &Core) -> Guard<RestApi> {
-    let operations = &core.operations;
-    Guard::new(
-        RestApi::new(core.clone()),
-        operations.hosts.clone(),
-        operations.gateway,
-    )
+/// The REST routes and the JSON gateway to these gRPC services.
+fn guarded(core: &Core) -> impl FnOnce(Services) -> Guard<RestApi> + use<> {
+    let core = core.clone();
+    |services| {
+        let (hosts, gateway) = (core.operations.hosts.clone(), core.operations.gateway);
+        Guard::new(RestApi::new(core, services), hosts, gateway)
+    }
 }
 
 /// The same and the service of peers, for a port that serves both.
 pub(crate) fn routes_with(core: &Core, watch: WatchHandle, peers: PeerServer<PeerService>) -> Routes {
     add_services(RoutesBuilder::default(), core, watch)
         .grpc(peers, &[])
-        .rest(Arc::new(guarded(core)))
+        .rest(guarded(core))
         .build()
 }
 

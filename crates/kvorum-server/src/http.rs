@@ -27,7 +27,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tonic::body::Body;
 
@@ -427,6 +427,8 @@ async fn converse<S: Serve>(
         return Ok(());
     };
     heard.traffic = is_http2.then_some(traffic);
+    let (open, closed) = oneshot::channel::<Infallible>();
+    heard.open = Some(open);
     let io = TokioIo::new(heard);
     // Two arms of one shape: the builders have no common trait.
     if is_http2 {
@@ -438,13 +440,25 @@ async fn converse<S: Serve>(
         }
         connection.await
     } else {
-        let mut connection = pin!(http1_builder(&limits).serve_connection(io, service));
-        tokio::select! {
-            biased;
-            result = connection.as_mut() => return result,
-            _ = phase.wait_for(|phase| *phase > Phase::Serving) => connection.as_mut().graceful_shutdown(),
+        {
+            let connection = http1_builder(&limits).serve_connection(io, service);
+            let mut connection = pin!(connection.with_upgrades());
+            let ended = tokio::select! {
+                biased;
+                result = connection.as_mut() => Some(result),
+                _ = phase.wait_for(|phase| *phase > Phase::Serving) => None,
+            };
+            match ended {
+                Some(result) => result?,
+                None => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await?;
+                }
+            }
         }
-        connection.await
+        // A websocket that came of it counts as long as it is open.
+        let _ = closed.await;
+        Ok(())
     }
 }
 
@@ -482,6 +496,8 @@ struct Heard {
     stream: Connection,
     /// Where its bytes are counted, if they are.
     traffic: Option<Arc<Traffic>>,
+    /// Dropped with the stream.
+    open: Option<oneshot::Sender<Infallible>>,
 }
 
 impl Heard {
@@ -494,6 +510,7 @@ impl Heard {
             mender: None,
             stream,
             traffic: None,
+            open: None,
         };
         loop {
             let read = heard.stream.read(&mut heard.head[heard.filled..]).await?;

@@ -10,6 +10,7 @@ pub mod budget;
 pub mod compat;
 pub mod console;
 pub mod etcd_options;
+pub mod gateway;
 mod guard;
 pub mod handle;
 pub mod http;

@@ -13,8 +13,9 @@ use http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use kvorum_model::{KeyRange, RangeRequest};
+use kvorum_model::{Alarm, Error, KeyRange, RangeRequest};
 use kvorum_proto::{OUTCOME, Outcome, status_of};
+use kvorum_raft::Role;
 use serde::Serialize;
 use serde_json::json;
 use tonic::body::Body;
@@ -26,31 +27,40 @@ use self::table::{Endpoint, Found};
 use crate::api::{Core, WIRE_OVERHEAD_BYTES};
 use crate::compat::{dist_kv, raft_kv, raft_kv_store};
 use crate::console;
+use crate::gateway::{Gateway, asks_for_websocket};
 use crate::handle::{ReadError, WriteError};
+use crate::local::StateError;
 use crate::names::{leader_name, state_name};
-use crate::routes::{Answering, Rest, plain};
-use crate::services::{Context, storage_version};
+use crate::routes::{Answering, Rest, Services, plain};
+use crate::services::{Context, alarm_name, storage_version};
 
 /// How long the probes of `/readyz` wait for a confirmation.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct RestApi(Arc<Core>);
+pub struct RestApi(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    core: Core,
+    gateway: Gateway,
+}
 
 impl RestApi {
-    /// The routes of this member.
-    pub fn new(core: Core) -> Self {
-        RestApi(Arc::new(core))
+    /// The routes of this member, whose gRPC services the JSON gateway calls.
+    pub fn new(core: Core, services: Services) -> Self {
+        let gateway = Gateway::new(core.clone(), services);
+        RestApi(Arc::new(Inner { core, gateway }))
     }
 }
 
 impl Rest for RestApi {
     fn call(&self, request: Request<Incoming>) -> Answering {
-        let core = self.0.clone();
+        let inner = self.0.clone();
         Box::pin(async move {
             let method = request.method().clone();
-            core.metrics.rest(&method, route(&core, request)).await
+            inner.core.metrics.rest(&method, route(&inner, request)).await
         })
     }
 }
@@ -82,7 +92,8 @@ impl Failed {
     }
 }
 
-async fn route(core: &Core, request: Request<Incoming>) -> Response<Body> {
+async fn route(inner: &Inner, request: Request<Incoming>) -> Response<Body> {
+    let core = &inner.core;
     let path = request.uri().path().to_owned();
     let (endpoint, parameter) = match table::find(request.method().as_str(), &path) {
         Found::Endpoint(endpoint, parameter) => (endpoint, Some(parameter)),
@@ -99,7 +110,9 @@ async fn route(core: &Core, request: Request<Incoming>) -> Response<Body> {
         let urls = members.flat_map(|record| record.client_urls.iter().map(String::as_str));
         cors::caller(request.headers(), host(&request), &core.surfaces.cors, urls)
     };
-    let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    // A websocket is opened by a GET, and writes.
+    let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS)
+        && !asks_for_websocket(request.headers());
     if caller == Caller::Foreign && !is_safe {
         let text = "a page of another origin may not write here; --cors ORIGIN of the member allows one";
         return in_its_form(Outcome::NotApplied.mark(Status::permission_denied(text)).into());
@@ -116,8 +129,10 @@ async fn route(core: &Core, request: Request<Incoming>) -> Response<Body> {
         _ => None,
     };
     let mut response = match parameter {
+        _ if origin.is_some() && cors::is_preflight(&request) => cors::preflight(&path),
+        // Which takes a websocket's GET, too.
+        _ if endpoint == Endpoint::Gateway => inner.gateway.answer(&path, request).await,
         Some(parameter) => answer(core, endpoint, parameter, request).await,
-        None if origin.is_some() && cors::is_preflight(&request) => cors::preflight(&path),
         None => {
             let in_text = core.surfaces.errors_as_text || endpoint.answers_in_text();
             not_allowed(&table::methods(&path), in_text)
@@ -179,7 +194,9 @@ async fn answer(
         Endpoint::Readyz => Probe::Readyz.answer(core, parameter, &query).await,
         Endpoint::Version => json_response(StatusCode::OK, &version(core)),
         Endpoint::Metrics => metrics(core),
+        Endpoint::DebugVars => json_response(StatusCode::OK, &debug_vars(core)),
         Endpoint::OpenApi => in_json_text(OPENAPI),
+        Endpoint::Gateway => unreachable!("the gateway was asked"),
     }
 }
 
@@ -277,19 +294,21 @@ struct HealthBody {
 }
 
 /// 200 while a local read can be served, whatever the quorum; where etcd's meaning is asked for, while a
-/// linearizable one can, and no alarm is up. Of the query etcd's `exclude=NOSPACE` and `serializable=true` count.
+/// linearizable one can, and no alarm is up. Of the query etcd's `exclude=ALARM` and `serializable=true` count.
 async fn health(core: &Core, query: &str) -> Response<Body> {
-    let asks = |wanted: &str| query.split('&').any(|parameter| parameter == wanted);
+    let query = parameters(query);
+    let is_local = query.iter().find(|(name, _)| *name == "serializable") == Some(&("serializable", "true"));
     let status = core.handle.status();
-    let failure = local_read(core).err().map(|why| format!("RANGE ERROR:{why}"));
-    let mut serves = failure.is_none();
-    let alarm = status.space_exhausted && !asks("exclude=NOSPACE");
-    let leaderless = status.leader == 0 && !asks("serializable=true");
-    let mut trouble = failure
-        .or_else(|| alarm.then(|| "ALARM NOSPACE".to_owned()))
-        .or_else(|| leaderless.then(|| "RAFT NO LEADER".to_owned()));
+    let mut alarms = core.alarms().into_iter().map(|(alarm, _)| alarm_name(alarm));
+    let alarm = alarms.find(|name| !query.contains(&("exclude", name)));
+    let local = local_read(core);
+    let mut serves = local.is_ok();
+    let mut trouble = alarm
+        .map(|name| format!("ALARM {name}"))
+        .or_else(|| (status.leader == 0 && !is_local).then(|| "RAFT NO LEADER".to_owned()))
+        .or_else(|| local.err().map(|why| format!("RANGE ERROR:{why}")));
     if core.surfaces.health_as_etcd {
-        if trouble.is_none() && !asks("serializable=true") {
+        if trouble.is_none() && !is_local {
             let confirmed = linearizable_read(core).await;
             trouble = confirmed.err().map(|why| format!("RANGE ERROR:{why}"));
         }
@@ -337,6 +356,30 @@ fn rfc_3339(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// Of what Go's programs tell of themselves, the part that is about the member: etcd's `raft.status`.
+fn debug_vars(core: &Core) -> serde_json::Value {
+    let status = core.handle.status();
+    let hex = |id: u64| format!("{id:x}");
+    let state = match status.role {
+        Role::Leader => "StateLeader",
+        Role::Follower => "StateFollower",
+        Role::Candidate => "StateCandidate",
+        Role::PreCandidate => "StatePreCandidate",
+    };
+    json!({
+        "cmdline": [env!("CARGO_PKG_NAME").split('-').next()],
+        "raft.status": {
+            "id": hex(status.id),
+            "term": status.term,
+            "commit": status.commit,
+            "lead": hex(status.leader),
+            "raftState": state,
+            "applied": status.applied,
+            "leadtransferee": hex(status.transferring_to),
+        },
+    })
+}
+
 fn metrics(core: &Core) -> Response<Body> {
     let mut response = plain(200, core.metrics.render(&core.handle, core.etcd_version));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -350,11 +393,19 @@ fn local_read(core: &Core) -> Result<(), String> {
         range: KeyRange::point("health"),
         ..RangeRequest::default()
     };
-    core.handle
-        .state()
-        .range(&read, usize::MAX)
-        .map(drop)
-        .map_err(|error| error.to_string())
+    match core.handle.state().range(&read, usize::MAX) {
+        // The store can be read; that nobody may is the alarm's matter, which is asked for by itself.
+        Ok(_) | Err(StateError::Refused(Error::Corrupt)) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Names and values of a query.
+fn parameters(query: &str) -> Vec<(&str, &str)> {
+    let pairs = query.split('&');
+    pairs
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .collect()
 }
 
 /// etcd's probes.
@@ -378,23 +429,13 @@ impl Probe {
         }
     }
 
-    fn name(self) -> &'static str {
-        match self {
-            Probe::Livez => "livez",
-            Probe::Readyz => "readyz",
-        }
-    }
-
-    /// `ok`, or 503 with a line for each check; `?verbose` shows the lines, `?exclude=NAME` skips a check.
+    /// `ok`, or 503 with a line for each check; `?verbose` shows the lines, `?exclude=NAME` leaves a check out.
     /// `only` names one check; empty, all are done.
     async fn answer(self, core: &Core, only: &str, query: &str) -> Response<Body> {
         if !only.is_empty() && !self.checks().contains(&only) {
             return error_response(Status::not_found("Not Found").into());
         }
-        let parameters: Vec<(&str, &str)> = query
-            .split('&')
-            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-            .collect();
+        let parameters = parameters(query);
         let is_excluded = |check: &str| parameters.contains(&("exclude", check));
         let is_verbose = parameters.iter().any(|(name, _)| *name == "verbose");
         let (mut lines, mut failed) = (String::new(), false);
@@ -403,8 +444,7 @@ impl Probe {
             .iter()
             .filter(|check| only.is_empty() || only == **check)
         {
-            if is_excluded(check) {
-                lines.push_str(&format!("[+]{check} excluded: ok\n"));
+            if only.is_empty() && is_excluded(check) {
                 continue;
             }
             match perform(core, check).await {
@@ -416,8 +456,8 @@ impl Probe {
             }
         }
         match (failed, is_verbose) {
-            (true, _) => plain(503, format!("{lines}{} check failed\n", self.name())),
-            (false, true) => plain(200, format!("{lines}{} check passed\n", self.name())),
+            (true, _) => plain(503, format!("{lines}\n")),
+            (false, true) => plain(200, format!("{lines}ok\n")),
             (false, false) => plain(200, "ok\n"),
         }
     }
@@ -435,6 +475,9 @@ async fn perform(core: &Core, check: &str) -> Result<(), String> {
     match check {
         "serializable_read" => local_read(core),
         "linearizable_read" => linearizable_read(core).await,
+        "data_corruption" if core.alarms().iter().any(|(alarm, _)| *alarm == Alarm::Corrupt) => {
+            Err("alarm activated: CORRUPT".to_owned())
+        }
         "data_corruption" => match status.divergence {
             Some((index, member)) => Err(format!(
                 "the digest at index {index} differs from member {member:x}'s"
@@ -442,7 +485,7 @@ async fn perform(core: &Core, check: &str) -> Result<(), String> {
             None => Ok(()),
         },
         "non_learner" if status.configuration.is_voter(status.id) => Ok(()),
-        "non_learner" => Err("this member is a learner".to_owned()),
+        "non_learner" => Err("not supported for learner".to_owned()),
         _ => unreachable!("the list of checks and this one are the same"),
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use kvorum_proto::{OUTCOME, Outcome};
 use tonic::body::Body;
@@ -23,28 +23,66 @@ use crate::metrics::Metrics;
 
 /// A future that answers.
 pub type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
-type GrpcAnswering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+/// What a gRPC service answers.
+pub type GrpcAnswering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// A gRPC service, whatever its type.
 trait Grpc: Send + Sync {
     fn call(&self, request: Request<Incoming>) -> GrpcAnswering;
+    fn call_within(&self, request: Request<Body>) -> GrpcAnswering;
 }
 
 impl<S> Grpc for S
 where
-    S: tonic::codegen::Service<
-            Request<Incoming>,
-            Response = Response<Body>,
-            Error = Infallible,
-            Future = GrpcAnswering,
-        > + Clone
-        + Send
-        + Sync,
+    S: GeneratedService,
 {
     fn call(&self, request: Request<Incoming>) -> GrpcAnswering {
         // The generated services are always ready.
         tonic::codegen::Service::call(&mut self.clone(), request)
     }
+
+    fn call_within(&self, request: Request<Body>) -> GrpcAnswering {
+        tonic::codegen::Service::call(&mut self.clone(), request)
+    }
+}
+
+/// What tonic generates: a service for requests from the wire and from within the member.
+pub trait GeneratedService:
+    tonic::codegen::Service<
+        Request<Incoming>,
+        Response = Response<Body>,
+        Error = Infallible,
+        Future = GrpcAnswering,
+    > + tonic::codegen::Service<
+        Request<Body>,
+        Response = Response<Body>,
+        Error = Infallible,
+        Future = GrpcAnswering,
+    > + NamedService
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> GeneratedService for S where
+    S: tonic::codegen::Service<
+            Request<Incoming>,
+            Response = Response<Body>,
+            Error = Infallible,
+            Future = GrpcAnswering,
+        > + tonic::codegen::Service<
+            Request<Body>,
+            Response = Response<Body>,
+            Error = Infallible,
+            Future = GrpcAnswering,
+        > + NamedService
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
 }
 
 /// Whatever answers requests that are not gRPC.
@@ -87,6 +125,72 @@ struct Entry {
     writes: &'static [&'static str],
 }
 
+/// The gRPC services of one listener. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Services(Arc<Offer>);
+
+#[derive(Default)]
+struct Offer {
+    entries: Vec<Entry>,
+    is_learner: Option<IsLearner>,
+    metrics: Option<Arc<Metrics>>,
+}
+
+impl Services {
+    fn find(&self, name: &str) -> Option<&Entry> {
+        self.0.entries.iter().find(|entry| entry.name == name)
+    }
+
+    /// Whether a method writes.
+    pub(crate) fn is_write(&self, service: &str, method: &str) -> bool {
+        self.find(service)
+            .is_some_and(|entry| entry.writes.contains(&method))
+    }
+
+    /// Counts a request, and refuses what a learner does not serve.
+    fn admit(&self, service: &str, method: &str, headers: &HeaderMap) -> Result<(), Status> {
+        if !OF_ETCD.iter().any(|package| service.starts_with(package)) {
+            return Ok(());
+        }
+        if let Some(metrics) = &self.0.metrics {
+            let version = headers.get("client-api-version");
+            let version = version.and_then(|version| version.to_str().ok());
+            metrics.client_requests.note(version, STREAMS.contains(&method));
+        }
+        let is_learner = || self.0.is_learner.as_ref().is_some_and(|is_learner| is_learner());
+        match !OF_LEARNERS.contains(&method) && is_learner() {
+            true => Err(Outcome::NotApplied.mark(not_by_learner())),
+            false => Ok(()),
+        }
+    }
+
+    /// Answers a gRPC request of this member's own. A reservation of memory stays with the answer's extensions.
+    pub(crate) fn call_within(&self, request: Request<Body>) -> GrpcAnswering {
+        let (service, method) = method_of(request.uri().path());
+        let found = self
+            .find(service)
+            .ok_or_else(|| Status::unimplemented(format!("unknown service {service}")));
+        let admitted = found.and_then(|entry| {
+            self.admit(service, method, request.headers())?;
+            Ok(entry)
+        });
+        let entry = match admitted {
+            Ok(entry) => entry,
+            Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
+        };
+        let is_write = entry.writes.contains(&method);
+        let answering = entry.service.call_within(request);
+        Box::pin(async move { Ok(touch_up(answering.await?, is_write)) })
+    }
+}
+
+/// Service and method of a gRPC path.
+fn method_of(path: &str) -> (&str, &str) {
+    path.strip_prefix('/')
+        .and_then(|path| path.split_once('/'))
+        .unwrap_or_default()
+}
+
 /// What one listener serves. Built once, then shared.
 #[derive(Clone, Default)]
 pub struct Routes(Arc<Table>);
@@ -103,9 +207,7 @@ type IsLearner = Box<dyn Fn() -> bool + Send + Sync>;
 
 #[derive(Default)]
 struct Table {
-    grpc: Vec<Entry>,
-    is_learner: Option<IsLearner>,
-    metrics: Option<Arc<Metrics>>,
+    grpc: Services,
     rest: Option<Arc<dyn Rest>>,
     /// What the listener is for, told to those who ask for something else.
     purpose: Option<&'static str>,
@@ -113,24 +215,20 @@ struct Table {
 
 /// Builds [`Routes`].
 #[derive(Default)]
-pub struct RoutesBuilder(Table);
+pub struct RoutesBuilder {
+    grpc: Offer,
+    rest: Option<MakeRest>,
+    purpose: Option<&'static str>,
+    /// The gRPC services are for the rest alone.
+    without_grpc: bool,
+}
+
+type MakeRest = Box<dyn FnOnce(Services) -> Arc<dyn Rest>>;
 
 impl RoutesBuilder {
     /// Adds a generated gRPC service, the most used first; `writes` are its methods that write.
-    pub fn grpc<S>(mut self, service: S, writes: &'static [&'static str]) -> Self
-    where
-        S: tonic::codegen::Service<
-                Request<Incoming>,
-                Response = Response<Body>,
-                Error = Infallible,
-                Future = GrpcAnswering,
-            > + NamedService
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-    {
-        self.0.grpc.push(Entry {
+    pub fn grpc<S: GeneratedService>(mut self, service: S, writes: &'static [&'static str]) -> Self {
+        self.grpc.entries.push(Entry {
             name: S::NAME,
             service: Box::new(service),
             writes,
@@ -140,49 +238,46 @@ impl RoutesBuilder {
 
     /// While `is_learner` says so, etcd's services answer only what they do on a learner.
     pub(crate) fn learner(mut self, is_learner: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        self.0.is_learner = Some(Box::new(is_learner));
+        self.grpc.is_learner = Some(Box::new(is_learner));
         self
     }
 
     /// Requests of etcd's services are counted here.
     pub(crate) fn counting(mut self, metrics: Arc<Metrics>) -> Self {
-        self.0.metrics = Some(metrics);
+        self.grpc.metrics = Some(metrics);
         self
     }
 
-    /// Sets what answers everything else.
-    pub fn rest(mut self, rest: Arc<dyn Rest>) -> Self {
-        self.0.rest = Some(rest);
+    /// Sets what answers everything else, given the gRPC services.
+    pub fn rest<R: Rest + 'static>(mut self, make: impl FnOnce(Services) -> R + 'static) -> Self {
+        self.rest = Some(Box::new(|services| Arc::new(make(services))));
+        self
+    }
+
+    /// Keeps gRPC from the wire: its services are only for what [`Self::rest`] makes.
+    pub fn without_grpc(mut self) -> Self {
+        self.without_grpc = true;
         self
     }
 
     /// Says what this listener is for, to those who mistake it for another.
     pub fn purpose(mut self, text: &'static str) -> Self {
-        self.0.purpose = Some(text);
+        self.purpose = Some(text);
         self
     }
 
     /// Done.
     pub fn build(self) -> Routes {
-        Routes(Arc::new(self.0))
-    }
-}
-
-impl Table {
-    fn count(&self, service: &str, method: &str, request: &Request<Incoming>) {
-        if let Some(metrics) = &self.metrics
-            && OF_ETCD.iter().any(|package| service.starts_with(package))
-        {
-            let version = request.headers().get("client-api-version");
-            let version = version.and_then(|version| version.to_str().ok());
-            metrics.client_requests.note(version, STREAMS.contains(&method));
-        }
-    }
-
-    fn is_refused_by_learner(&self, service: &str, method: &str) -> bool {
-        let is_etcds = OF_ETCD.iter().any(|package| service.starts_with(package));
-        let is_learner = || self.is_learner.as_ref().is_some_and(|is_learner| is_learner());
-        is_etcds && !OF_LEARNERS.contains(&method) && is_learner()
+        let grpc = Services(Arc::new(self.grpc));
+        Routes(Arc::new(Table {
+            rest: self.rest.map(|make| make(grpc.clone())),
+            grpc: if self.without_grpc {
+                Services::default()
+            } else {
+                grpc
+            },
+            purpose: self.purpose,
+        }))
     }
 }
 
@@ -194,7 +289,7 @@ pub(crate) fn not_by_learner() -> Status {
 impl Routes {
     /// The names of the gRPC services.
     pub fn services(&self) -> impl Iterator<Item = &'static str> {
-        self.0.grpc.iter().map(|entry| entry.name)
+        self.0.grpc.0.entries.iter().map(|entry| entry.name)
     }
 }
 
@@ -216,17 +311,11 @@ impl hyper::service::Service<Request<Incoming>> for Routes {
         if request.version() < http::Version::HTTP_2 {
             return Routed::Done(Some(plain(505, "gRPC needs HTTP/2\n")));
         }
-        let path = request.uri().path();
-        let (service, method) = path
-            .strip_prefix('/')
-            .and_then(|path| path.split_once('/'))
-            .unwrap_or_default();
-        match self.0.grpc.iter().find(|entry| entry.name == service) {
+        let (service, method) = method_of(request.uri().path());
+        match self.0.grpc.find(service) {
             Some(entry) => {
                 let is_write = entry.writes.contains(&method);
-                self.0.count(service, method, &request);
-                if self.0.is_refused_by_learner(service, method) {
-                    let refused = Outcome::NotApplied.mark(not_by_learner());
+                if let Err(refused) = self.0.grpc.admit(service, method, request.headers()) {
                     return Routed::Done(Some(refused.into_http()));
                 }
                 Routed::Grpc {
@@ -288,7 +377,7 @@ impl Future for Routed {
                 answering
                     .as_mut()
                     .poll(context)
-                    .map_ok(|response| touch_up(response, is_write))
+                    .map_ok(|response| hold(touch_up(response, is_write)))
             }
             Routed::Rest(answering) => answering.as_mut().poll(context).map(Ok),
             Routed::Done(response) => Poll::Ready(Ok(response.take().expect("polled after its end"))),
@@ -300,7 +389,7 @@ impl Future for Routed {
 /// error that comes without a body carries its status in the header.
 fn touch_up(mut response: Response<Body>, is_write: bool) -> Response<Body> {
     if !response.headers().contains_key(Status::GRPC_STATUS) {
-        return hold(response);
+        return response;
     }
     if let Some(status) = Status::from_header_map(response.headers()) {
         if let Some(better) = translated(&status) {

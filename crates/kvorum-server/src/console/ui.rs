@@ -69,7 +69,7 @@ impl Ui {
     /// # Errors
     /// The system has no threads or file descriptors left.
     pub fn start(self, listener: std::net::TcpListener) -> std::io::Result<HttpServer> {
-        let routes = RoutesBuilder::default().rest(Arc::new(self)).build();
+        let routes = RoutesBuilder::default().rest(|_| self).build();
         let (phase, _) = watch::channel(Phase::Serving);
         HttpServer::start(
             vec![(listener, routes)],

@@ -16,7 +16,7 @@ use tonic::body::Body;
 use super::table;
 
 /// What a page may send beside what every page may.
-const HEADERS: &str = "content-type, kvorum-session, kvorum-consistency, grpc-timeout";
+const HEADERS: &str = "content-type, authorization, kvorum-session, kvorum-consistency, grpc-timeout";
 /// For how long a browser need not ask again, in seconds.
 const MAX_AGE: &str = "600";
 

@@ -19,7 +19,9 @@ pub(super) enum Endpoint {
     Status,
     Version,
     Metrics,
+    DebugVars,
     OpenApi,
+    Gateway,
 }
 
 impl Endpoint {
@@ -32,7 +34,7 @@ impl Endpoint {
     /// Whether pages of other origins call it: the console's and that of "raft-kv".
     pub(super) fn is_for_pages(self) -> bool {
         use Endpoint::*;
-        matches!(self, KvGet | KvSet | KvDelete | RaftInfo | Status)
+        matches!(self, KvGet | KvSet | KvDelete | RaftInfo | Status | Gateway)
     }
 }
 
@@ -57,7 +59,9 @@ pub(super) const TABLE: &[(&str, &str, Endpoint)] = &[
     ("GET", "/readyz/{check}", Endpoint::Readyz),
     ("GET", "/version", Endpoint::Version),
     ("GET", "/metrics", Endpoint::Metrics),
+    ("GET", "/debug/vars", Endpoint::DebugVars),
     ("GET", "/openapi.json", Endpoint::OpenApi),
+    ("POST", "/v3/{method}", Endpoint::Gateway),
 ];
 
 /// Where a request goes.

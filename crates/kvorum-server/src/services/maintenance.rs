@@ -249,6 +249,11 @@ fn kind(alarm: Alarm) -> AlarmType {
     }
 }
 
+/// etcd's name of an alarm.
+pub(crate) fn alarm_name(alarm: Alarm) -> &'static str {
+    kind(alarm).as_str_name()
+}
+
 fn of_kind(alarm: AlarmType) -> Option<Alarm> {
     match alarm {
         AlarmType::None => None,

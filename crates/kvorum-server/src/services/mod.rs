@@ -29,4 +29,4 @@ pub use health::HealthService;
 pub use kvorum_v1::KvorumService;
 pub use lock::LockService;
 pub use maintenance::MaintenanceService;
-pub(crate) use maintenance::storage_version;
+pub(crate) use maintenance::{alarm_name, storage_version};

@@ -9,6 +9,7 @@ mod dist_kv;
 mod etcd_kv;
 mod etcd_range;
 mod etcd_watch;
+mod gateway;
 mod http_port;
 mod kv_store;
 mod kvorum_v1;

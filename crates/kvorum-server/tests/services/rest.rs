@@ -457,7 +457,7 @@ async fn probes() {
     }
     let verbose = get(&server, "/readyz?verbose").await.body;
     assert!(
-        verbose.contains("[+]linearizable_read ok\n") && verbose.ends_with("readyz check passed\n"),
+        verbose.contains("[+]linearizable_read ok\n") && verbose.ends_with("[+]non_learner ok\nok\n"),
         "{verbose}"
     );
 
@@ -472,7 +472,17 @@ async fn probes() {
         "{}",
         answer.body
     );
-    assert!(answer.body.ends_with("readyz check failed\n"));
+    assert!(answer.body.ends_with("[+]non_learner ok\n\n"), "{}", answer.body);
+    let verbose = get(
+        &server,
+        "/readyz?verbose&exclude=linearizable_read&exclude=nothing",
+    )
+    .await
+    .body;
+    assert_eq!(
+        verbose,
+        "[+]data_corruption ok\n[+]serializable_read ok\n[+]non_learner ok\nok\n"
+    );
     assert_eq!(
         get(&server, "/readyz?exclude=linearizable_read").await.status,
         200
@@ -480,7 +490,40 @@ async fn probes() {
     assert_eq!(get(&server, "/readyz/nonsense").await.status, 404);
 
     server.publish(|status| status.configuration = kvorum_raft::Configuration::of_voters([9]));
-    assert_eq!(get(&server, "/readyz/non_learner").await.status, 503);
+    let answer = get(&server, "/readyz/non_learner").await;
+    let learner = "[-]non_learner failed: not supported for learner\n\n";
+    assert_eq!((answer.status, &answer.body[..]), (503, learner));
+    let vars = get(&server, "/debug/vars").await.json();
+    assert_eq!(
+        (&vars["raft.status"]["id"], &vars["raft.status"]["raftState"]),
+        (&json!("7"), &json!("StateLeader"))
+    );
+}
+
+#[tokio::test]
+async fn alarms_are_in_the_probes_until_they_are_excluded() {
+    use kvorum_proto::etcdserverpb::{self as pb, maintenance_client::MaintenanceClient};
+    let server = Server::start();
+    let mut maintenance = MaintenanceClient::new(server.channel().await);
+    for alarm in [pb::AlarmType::Nospace, pb::AlarmType::Corrupt] {
+        let raise = pb::AlarmRequest {
+            action: pb::alarm_request::AlarmAction::Activate.into(),
+            member_id: 7,
+            alarm: alarm.into(),
+        };
+        maintenance.alarm(raise).await.unwrap();
+    }
+    let reason = async |path: &str| get(&server, path).await.json()["reason"].clone();
+    assert_eq!(reason("/health").await, "ALARM NOSPACE");
+    assert_eq!(reason("/health?exclude=NOSPACE").await, "ALARM CORRUPT");
+    assert_eq!(
+        reason("/health?exclude=CORRUPT&exclude=NOSPACE&serializable=true").await,
+        ""
+    );
+    let answer = get(&server, "/readyz/data_corruption").await;
+    let corrupt = "[-]data_corruption failed: alarm activated: CORRUPT\n\n";
+    assert_eq!((answer.status, &answer.body[..]), (503, corrupt));
+    assert_eq!(get(&server, "/livez").await.status, 200);
 }
 
 #[tokio::test]

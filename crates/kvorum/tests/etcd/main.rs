@@ -15,6 +15,7 @@ mod call;
 #[allow(dead_code, reason = "shared with the tests of processes")]
 mod cluster;
 mod ctl;
+mod gateway;
 mod generate;
 #[path = "../processes/http.rs"]
 mod http;
