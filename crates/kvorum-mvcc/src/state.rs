@@ -290,14 +290,17 @@ impl ClusterState {
     }
 
     /// A member says who it is. What the cluster decided about it when it was added is not the member's to change: it
-    /// may say who it is before it has applied its own addition.
+    /// may say who it is before it has applied its own addition. One that says no address stays where it is.
     pub(crate) fn publish_member(&mut self, member: &MemberRecord, writes: &mut Vec<Write>) {
         let known = self.members.get(&member.id);
         let promote_when_ready = known.map_or(member.promote_when_ready, |known| known.promote_when_ready);
-        let member = MemberRecord {
+        let mut member = MemberRecord {
             promote_when_ready,
             ..member.clone()
         };
+        if let Some(known) = known.filter(|_| member.peer_addresses.is_empty()) {
+            member.peer_addresses.clone_from(&known.peer_addresses);
+        }
         self.put_member(&member, writes);
     }
 

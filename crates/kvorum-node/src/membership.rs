@@ -311,19 +311,17 @@ impl Node {
                 self.initialised_in_term = self.raft.term();
                 let election_timeout_ms = self.options.raft.election_timeout / 1000;
                 let uuid = self.options.fresh_uuid;
-                let mut commands = vec![Command::ClusterInit {
-                    uuid,
-                    election_timeout_ms,
-                }];
-                if self.options.history_ms != kvorum_mvcc::HISTORY_MS {
-                    commands.push(Command::ClusterSetting(Setting::HistoryMs(
-                        self.options.history_ms,
-                    )));
-                }
-                self.propose_internal(context, commands);
+                self.propose_internal(
+                    context,
+                    vec![Command::ClusterInit {
+                        uuid,
+                        election_timeout_ms,
+                    }],
+                );
             }
             return;
         }
+        self.tell_history(context);
         let known = self.cluster.members.get(&self.id());
         let record = MemberRecord {
             promote_when_ready: known.is_some_and(|known| known.promote_when_ready),
@@ -337,7 +335,25 @@ impl Node {
         self.introduced |= known == Some(&record);
         if known != Some(&record) && self.raft.leader() != 0 && context.now >= self.introduce_again_at {
             self.introduce_again_at = context.now + 2 * self.options.raft.election_timeout;
+            // It may have been moved by an entry that is not applied here yet: then no address is said.
+            let stays = self.options.keeps_addresses && known.is_some();
+            let peer_addresses = if stays { Vec::new() } else { record.peer_addresses };
+            let record = MemberRecord {
+                peer_addresses,
+                ..record
+            };
             self.propose_internal(context, vec![Command::PublishMember(record)]);
+        }
+    }
+
+    /// Who gave the cluster its name also says how much history it keeps, once.
+    fn tell_history(&mut self, context: &mut Context<'_>) {
+        let is_due = self.cluster.uuid == self.options.fresh_uuid
+            && self.options.history_ms != kvorum_mvcc::HISTORY_MS
+            && self.raft.is_leader();
+        if is_due && !std::mem::replace(&mut self.history_told, true) {
+            let setting = Setting::HistoryMs(self.options.history_ms);
+            self.propose_internal(context, vec![Command::ClusterSetting(setting)]);
         }
     }
 

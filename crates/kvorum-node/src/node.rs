@@ -82,6 +82,8 @@ pub struct Node {
     pub(crate) introduce_again_at: Micros,
     /// The cluster knew this member as it was started, at some time since.
     pub(crate) introduced: bool,
+    /// This member named the cluster, and said how much history it keeps.
+    pub(crate) history_told: bool,
     known: (u64, MemberId, Role),
     /// Since when `known` stands; of a leader, since when it leads.
     pub(crate) known_since: Micros,
@@ -136,6 +138,7 @@ impl Node {
             installs: Installs::default(),
             introduce_again_at: 0,
             introduced,
+            history_told: false,
             known,
             known_since: now,
             leaderless_since: Some(now),

@@ -478,6 +478,32 @@ fn oversize_keys_are_refused_at_apply_too() {
     ));
 }
 
+/// A member that was moved since it last looked must not move itself back.
+#[test]
+fn a_member_that_says_no_address_stays_where_it_is() {
+    let mut machine = open(MemStore::new());
+    let founder = 0x1234_5678_9abc_def0;
+    let record = |name: &str, addresses: &[&str]| MemberRecord {
+        id: founder,
+        name: name.to_owned(),
+        peer_addresses: addresses.iter().map(|address| (*address).to_owned()).collect(),
+        incarnation: 1,
+        ..MemberRecord::default()
+    };
+    apply(
+        &mut machine,
+        Command::PublishMember(record("before", &["told:1"])),
+    );
+    let moved = Command::MoveMember {
+        id: founder,
+        peer_addresses: vec!["moved:1".to_owned()],
+    };
+    apply(&mut machine, moved);
+    apply(&mut machine, Command::PublishMember(record("after", &[])));
+    let cluster = machine.cluster();
+    assert_eq!(cluster.members[&founder], record("after", &["moved:1"]));
+}
+
 /// A replacement says who it is as soon as it knows the cluster, which is before it has applied its own addition when
 /// the log is long. That took the leader's order to promote it away, and it stayed a learner for ever.
 #[test]
