@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvorum_model::{Alarm, Command, CommandLimits, Revision};
+use kvorum_model::{Alarm, Command, CommandLimits, Error, Revision};
 use kvorum_mvcc::Applied;
 use kvorum_proto::etcdserverpb::ResponseHeader;
 use kvorum_proto::etcdserverpb::auth_server::AuthServer;
@@ -134,13 +134,29 @@ impl Core {
         let needs_space = command.needs_space();
         if needs_space && !self.has_room_for(command.encoded_len() + RECORD_OVERHEAD_BYTES) {
             self.note_full();
-            return Err(WriteError::Refused(kvorum_model::Error::NoSpace));
+            return Err(WriteError::Refused(Error::NoSpace));
         }
-        let result = self
-            .handle
-            .write_within(limits, command, caller, context.session, context.deadline)
-            .await;
-        let full = WriteError::Refused(kvorum_model::Error::NoSpace);
+        let propose = async |caller| {
+            let (command, session) = (command.clone(), context.session);
+            let proposed = self
+                .handle
+                .write_within(limits, command, caller, session, context.deadline);
+            proposed.await
+        };
+        let mut result = propose(caller.clone()).await;
+        // This member was behind when it looked who asks; it is not any more, and nothing was applied. (A session keeps
+        // the refusal: under the same number nothing else can come of it.)
+        if let Ok(applied) = &result
+            && context.session.is_none()
+            && matches!(applied.result, Err(Error::OldAuthRevision | Error::UserEmpty))
+        {
+            let again = self.permit_command(limits, context, &command).await;
+            let again = again.map_err(WriteError::Refused)?;
+            if again != caller {
+                result = propose(again).await;
+            }
+        }
+        let full = WriteError::Refused(Error::NoSpace);
         if needs_space && result.as_ref() == Err(&full) {
             self.note_full();
         }
@@ -202,10 +218,10 @@ impl Core {
     }
 
     /// A refusal for surfaces whose texts are not etcd's: with the limit that was passed, and the option behind it.
-    pub(crate) fn explain(&self, error: &kvorum_model::Error) -> String {
+    pub(crate) fn explain(&self, error: &Error) -> String {
         let limits = self.handle.limits();
         match error {
-            kvorum_model::Error::RequestTooLarge => {
+            Error::RequestTooLarge => {
                 format!(
                     "{error}: the limit is {} bytes (--request-bytes-max)",
                     limits.request_bytes_max

@@ -437,6 +437,13 @@ impl ServeOptions {
         self.validate_cluster()?;
         self.validate_listeners()?;
         self.validate_timing()?;
+        require(!self.auth.token_ttl.is_zero(), || {
+            "auth-token-ttl is zero; tokens must be good for a while, write for example 5m".to_owned()
+        })?;
+        let costs = BCRYPT_COST_MIN..=BCRYPT_COST_MAX;
+        require(costs.contains(&self.auth.bcrypt_cost), || {
+            format!("bcrypt-cost is a number from {BCRYPT_COST_MIN} to {BCRYPT_COST_MAX}")
+        })?;
         for origin in &self.surfaces.cors {
             let legal =
                 origin == "*" || (origin.contains("://") && origin.bytes().all(|b| b.is_ascii_graphic()));

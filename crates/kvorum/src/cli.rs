@@ -77,6 +77,12 @@ pub enum Command {
     Send(verbs::send::SendArgs),
     /// List, add, promote, remove and replace members
     Member(verbs::member::MemberArgs),
+    /// Turn authentication on and off, or show how it is
+    Auth(verbs::auth::AuthArgs),
+    /// Add, list, change and delete users, and their roles
+    User(verbs::auth::UserArgs),
+    /// Add, list, change and delete roles, and their permissions
+    Role(verbs::auth::RoleArgs),
     /// Serve the web console, for members that run anywhere
     Ui(verbs::ui::UiArgs),
 }
@@ -163,6 +169,9 @@ pub fn run(command: Command) -> Result<(), Failure> {
         Command::Restore(args) => verbs::snapshot::restore(args),
         Command::Send(args) => client(args.client.clone(), verbs::send::run(args)),
         Command::Member(args) => client(args.client().clone(), verbs::member::run(args)),
+        Command::Auth(args) => client(args.client().clone(), verbs::auth::auth(args)),
+        Command::User(args) => client(args.client().clone(), verbs::auth::user(args)),
+        Command::Role(args) => client(args.client().clone(), verbs::auth::role(args)),
         Command::Ui(args) => block_on(verbs::ui::run(args)),
     }
 }

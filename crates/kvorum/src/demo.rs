@@ -269,7 +269,7 @@ impl Demo {
             Ok(Command::Quit) => return Ok(false),
             Ok(Command::Status) => {
                 let endpoints = self.members.iter().map(|member| member.client.clone()).collect();
-                let answers = status::ask(endpoints, STATUS_TIMEOUT).await?;
+                let answers = status::ask(endpoints, None, STATUS_TIMEOUT).await?;
                 self.screen.say(status::table(&answers).trim_end());
             }
             Ok(Command::Kill(n)) => {
@@ -360,7 +360,9 @@ impl Demo {
     async fn ask(&self) -> Vec<Option<StatusResponse>> {
         let running = self.members.iter().filter(|member| member.is_running());
         let endpoints = running.map(|member| member.client.clone()).collect();
-        let answers = status::ask(endpoints, STATUS_TIMEOUT).await.unwrap_or_default();
+        let answers = status::ask(endpoints, None, STATUS_TIMEOUT)
+            .await
+            .unwrap_or_default();
         let mut answers = answers.into_iter();
         self.members
             .iter()

@@ -132,7 +132,7 @@ pub const READ_BACK: &str = "read it back before writing again";
 
 /// What stands behind a server's words, where these are etcd's and so cannot say more.
 fn advice_on(words: &str) -> Option<&'static str> {
-    const ADVICE: [(&str, &str); 5] = [
+    const ADVICE: [(&str, &str); 11] = [
         (
             "request is too large",
             "the limit is the members' --request-bytes-max, 1.5MiB by default",
@@ -152,6 +152,27 @@ fn advice_on(words: &str) -> Option<&'static str> {
         (
             "requested lease not found",
             "it ended, or never was: `kvorum lease list` shows those there are",
+        ),
+        (
+            "user name is empty",
+            "authentication is on: say who asks by --user NAME:PASSWORD",
+        ),
+        (
+            "authentication is on; send a token",
+            "say who asks by --user NAME:PASSWORD",
+        ),
+        (
+            "invalid user ID or password",
+            "there is no such user, or its password is another",
+        ),
+        (
+            "permission denied",
+            "`kvorum user get` and `kvorum role get` tell a user what it may; the user root may everything",
+        ),
+        ("root user does not exist", "make it: `kvorum user add root`"),
+        (
+            "root user does not have root role",
+            "give it: `kvorum user grant-role root root`",
         ),
     ];
     let found = ADVICE.iter().find(|(text, _)| words.contains(text));

@@ -1,5 +1,6 @@
 //! The client commands, and what they share: how to reach the cluster, and how to print.
 
+pub mod auth;
 pub mod export;
 pub mod history;
 pub mod import;
@@ -7,6 +8,7 @@ pub mod kv;
 pub mod lease;
 pub mod member;
 mod new_file;
+pub mod password;
 pub mod record;
 pub mod send;
 pub mod snapshot;
@@ -26,9 +28,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
-use kvorum_client::{Client, Error, Options};
+use kvorum_client::{Client, Credentials, Error, Options};
 use serde::Serialize;
 
+use self::password::{UserArg, parse_user};
 use crate::failure::{Failure, READ_BACK};
 use crate::units::{format_duration, parse_duration};
 
@@ -58,6 +61,16 @@ pub struct ClientArgs {
     /// [default: 10s; import, export and member 60s; status 2s for each server]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub timeout: Option<Duration>,
+    /// Who asks, where authentication is on; without a password it is read from standard input
+    #[arg(
+        id = "caller",
+        long = "user",
+        env = "KVORUM_USER",
+        hide_env_values = true,
+        value_name = "NAME[:PASSWORD]",
+        value_parser = parse_user
+    )]
+    pub user: Option<UserArg>,
     /// How results are printed
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     pub output: Format,
@@ -82,10 +95,16 @@ impl ClientArgs {
         let client = Client::new(Options {
             endpoints,
             timeout,
+            credentials: self.credentials()?,
             ..Options::default()
         })?;
         tokio::spawn(tell_why_it_waits(client.clone(), timeout));
         Ok(client)
+    }
+
+    /// Who asks, if it was said.
+    pub fn credentials(&self) -> Result<Option<Credentials>, Failure> {
+        self.user.as_ref().map(UserArg::credentials).transpose()
     }
 
     /// Whether to print JSON.
@@ -124,7 +143,8 @@ pub async fn explained(
     if !failure.is_silence() {
         return Err(failure);
     }
-    let answers = status::ask(client.endpoints, DIAGNOSIS_TIMEOUT).await;
+    let credentials = client.credentials()?;
+    let answers = status::ask(client.endpoints, credentials, DIAGNOSIS_TIMEOUT).await;
     let Some(why) = answers.ok().and_then(|answers| status::diagnosis(&answers)) else {
         return Err(failure);
     };

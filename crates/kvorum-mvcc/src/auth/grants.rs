@@ -92,12 +92,12 @@ impl Intervals {
     fn contain(&self, range: &KeyRange) -> bool {
         let end = end_of(range);
         let at = self.0.partition_point(|(start, _)| *start <= range.key);
-        let Some((start, last)) = at.checked_sub(1).map(|at| &self.0[at]) else {
+        let Some((_, last)) = at.checked_sub(1).map(|at| &self.0[at]) else {
             return false;
         };
         match &end {
-            // It has no keys. As etcd: allowed where all between its two bounds is.
-            End::Before(end) if *end <= range.key => start < end && *last > End::Before(range.key.clone()),
+            // It has no keys. As in etcd, allowed where the one that it begins with is.
+            End::Before(end) if *end <= range.key => *last > End::Before(range.key.clone()),
             end => last >= end,
         }
     }
@@ -178,14 +178,15 @@ mod tests {
         check(&[("a", "\0")], ("\0", "\0"), false);
     }
 
-    /// Ranges that are turned round have no keys; etcd answers them where their bounds may be read.
+    /// Ranges that are turned round have no keys; etcd answers them to those who may read the first.
     #[test]
     fn ranges_without_keys() {
         check(&[("a", "z")], ("c", "b"), true);
         check(&[("a", "z")], ("c", "c"), true);
-        check(&[("b", "z")], ("c", "b"), false);
-        check(&[("b", "z")], ("c", "a"), false);
-        check(&[("a", "b")], ("c", "aa"), false);
+        check(&[("b", "z")], ("c", "a"), true);
+        check(&[("c", "")], ("c", "b"), true);
+        check(&[("b", "c")], ("c", "b"), false);
+        check(&[("d", "e")], ("c", "b"), false);
         // A permission of no keys is none.
         check(&[("c", "a")], ("b", ""), false);
     }

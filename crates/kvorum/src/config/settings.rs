@@ -136,6 +136,10 @@ fn number(text: &str) -> Result<usize, String> {
         .map_err(|_| format!("`{text}` is not a whole number"))
 }
 
+fn small_number(text: &str) -> Result<u32, String> {
+    u32::try_from(number(text)?).map_err(|_| format!("`{text}` is too large"))
+}
+
 fn size(text: &str) -> Result<usize, String> {
     usize::try_from(parse_size(text)?).map_err(|_| format!("`{text}` is more than this machine can address"))
 }
@@ -513,6 +517,20 @@ pub(super) static TABLE: &[Setting] = &[
         "quota-alarm-stays",
         "Refuse them on all members until `etcdctl alarm disarm`, as etcd does",
         serve.quota.alarm_stays
+    ),
+    duration!(
+        "auth-token-ttl",
+        "How long a token of a user is good after its last use",
+        serve.auth.token_ttl
+    ),
+    setting!(
+        "bcrypt-cost",
+        "N",
+        Number,
+        "Cost of hashing a user's password, the logarithm of its rounds: 4 to 31",
+        serve.auth.bcrypt_cost,
+        u32::to_string,
+        small_number
     ),
     size!("memtable-bytes", "The store's memtable", serve.memtable_bytes),
     size!("cache-bytes", "The store's block cache", serve.cache_bytes),

@@ -36,7 +36,12 @@ pub struct SendArgs {
 /// Writes the pairs.
 pub async fn run(args: SendArgs) -> Result<(), Failure> {
     // Any member takes writes; the leader saves the way.
-    let answers = status::ask(args.client.endpoints.clone(), ASK_TIMEOUT).await?;
+    let answers = status::ask(
+        args.client.endpoints.clone(),
+        args.client.credentials()?,
+        ASK_TIMEOUT,
+    )
+    .await?;
     let order = leader_first(&answers, &args.client.endpoints);
     let leader = order.first().cloned().unwrap_or_default();
     let client = ClientArgs {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use kvorum_client::proto::v1::{self, Role, Suffrage};
-use kvorum_client::{Client, Error, Options};
+use kvorum_client::{Client, Credentials, Error, Options};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -38,12 +38,17 @@ pub struct Answer {
 }
 
 /// Asks servers at the same time; answers come in the order of `endpoints`.
-pub async fn ask(endpoints: Vec<String>, timeout: Duration) -> Result<Vec<Answer>, Failure> {
+pub async fn ask(
+    endpoints: Vec<String>,
+    credentials: Option<Credentials>,
+    timeout: Duration,
+) -> Result<Vec<Answer>, Failure> {
     let mut asked = JoinSet::new();
     for (position, endpoint) in endpoints.into_iter().enumerate() {
         let options = Options {
             endpoints: vec![endpoint.clone()],
             timeout,
+            credentials: credentials.clone(),
             ..Options::default()
         };
         let client = Client::new(options)?;
@@ -74,9 +79,10 @@ pub async fn run(args: StatusArgs) -> Result<(), Failure> {
     let timeout = args.client.timeout.unwrap_or(ONE_TIMEOUT);
     // Checks the endpoints' form.
     let endpoints = args.client.client(timeout)?.endpoints();
-    let mut answers = ask(endpoints, timeout).await?;
+    let credentials = args.client.credentials()?;
+    let mut answers = ask(endpoints, credentials.clone(), timeout).await?;
     if !args.only {
-        discover(&mut answers, timeout).await?;
+        discover(&mut answers, credentials, timeout).await?;
     }
     let mut out = Output::start();
     if args.client.json() {
@@ -128,7 +134,11 @@ pub fn diagnosis(answers: &[Answer]) -> Option<String> {
 }
 
 /// Asks the members that the answers name and that did not answer yet.
-async fn discover(answers: &mut Vec<Answer>, timeout: Duration) -> Result<(), Failure> {
+async fn discover(
+    answers: &mut Vec<Answer>,
+    credentials: Option<Credentials>,
+    timeout: Duration,
+) -> Result<(), Failure> {
     let answered: Vec<&v1::StatusResponse> = answers.iter().filter_map(|a| a.status.as_ref().ok()).collect();
     let Some(best) = answered.iter().max_by_key(|status| status.applied_index) else {
         return Ok(());
@@ -142,7 +152,7 @@ async fn discover(answers: &mut Vec<Answer>, timeout: Duration) -> Result<(), Fa
         .map(|url| host_port(url).to_owned())
         .filter(|endpoint| answers.iter().all(|answer| answer.endpoint != *endpoint))
         .collect();
-    answers.extend(ask(others, timeout).await?);
+    answers.extend(ask(others, credentials, timeout).await?);
     Ok(())
 }
 

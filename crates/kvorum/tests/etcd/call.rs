@@ -71,6 +71,23 @@ calls! {
     Alarm = maintenance_client::MaintenanceClient.alarm(AlarmRequest) -> AlarmResponse;
     Status = maintenance_client::MaintenanceClient.status(StatusRequest) -> StatusResponse;
     Defragment = maintenance_client::MaintenanceClient.defragment(DefragmentRequest) -> DefragmentResponse;
+    AuthEnable = auth_client::AuthClient.auth_enable(AuthEnableRequest) -> AuthEnableResponse;
+    AuthDisable = auth_client::AuthClient.auth_disable(AuthDisableRequest) -> AuthDisableResponse;
+    AuthStatus = auth_client::AuthClient.auth_status(AuthStatusRequest) -> AuthStatusResponse;
+    Authenticate = auth_client::AuthClient.authenticate(AuthenticateRequest) -> AuthenticateResponse;
+    UserAdd = auth_client::AuthClient.user_add(AuthUserAddRequest) -> AuthUserAddResponse;
+    UserGet = auth_client::AuthClient.user_get(AuthUserGetRequest) -> AuthUserGetResponse;
+    UserList = auth_client::AuthClient.user_list(AuthUserListRequest) -> AuthUserListResponse;
+    UserDelete = auth_client::AuthClient.user_delete(AuthUserDeleteRequest) -> AuthUserDeleteResponse;
+    UserChangePassword = auth_client::AuthClient.user_change_password(AuthUserChangePasswordRequest) -> AuthUserChangePasswordResponse;
+    UserGrantRole = auth_client::AuthClient.user_grant_role(AuthUserGrantRoleRequest) -> AuthUserGrantRoleResponse;
+    UserRevokeRole = auth_client::AuthClient.user_revoke_role(AuthUserRevokeRoleRequest) -> AuthUserRevokeRoleResponse;
+    RoleAdd = auth_client::AuthClient.role_add(AuthRoleAddRequest) -> AuthRoleAddResponse;
+    RoleGet = auth_client::AuthClient.role_get(AuthRoleGetRequest) -> AuthRoleGetResponse;
+    RoleList = auth_client::AuthClient.role_list(AuthRoleListRequest) -> AuthRoleListResponse;
+    RoleDelete = auth_client::AuthClient.role_delete(AuthRoleDeleteRequest) -> AuthRoleDeleteResponse;
+    RoleGrantPermission = auth_client::AuthClient.role_grant_permission(AuthRoleGrantPermissionRequest) -> AuthRoleGrantPermissionResponse;
+    RoleRevokePermission = auth_client::AuthClient.role_revoke_permission(AuthRoleRevokePermissionRequest) -> AuthRoleRevokePermissionResponse;
     HashKv = maintenance_client::MaintenanceClient.hash_kv(HashKvRequest) -> HashKvResponse;
 }
 
@@ -156,6 +173,16 @@ impl Server {
         }
     }
 
+    /// A token for a user, as the server gives it.
+    pub async fn log_in(&self, member: usize, name: &str, password: &str) -> Option<String> {
+        let (name, password) = (name.to_owned(), password.to_owned());
+        let request = Request::Authenticate(etcd::AuthenticateRequest { name, password });
+        match request.send(self.channel(member), None).await {
+            Ok(Answer::Authenticate(answer)) => Some(answer.token),
+            _ => None,
+        }
+    }
+
     /// The parts of an answer that are a server's own: 1 if right.
     fn level(&self, answer: &mut Answer) {
         if let Some(header) = answer.header() {
@@ -196,6 +223,8 @@ impl Server {
                 level_revision(&mut lease.header);
             }
             Answer::LeaseKeepAlive(lease) => level_revision(&mut lease.header),
+            // Each server draws its own; who wants it takes it before.
+            Answer::Authenticate(answer) => answer.token = shape_of(&answer.token),
             // Ordered by when they end, which renewals a moment apart decide.
             Answer::LeaseLeases(list) => list.leases.sort_by_key(|lease| lease.id),
             _ => {}
@@ -207,6 +236,17 @@ impl Server {
         header.cluster_id = u64::from(header.cluster_id == self.cluster_id);
         header.member_id = u64::from(self.members.contains(&header.member_id));
         header.raft_term = u64::from(header.raft_term > 0);
+    }
+}
+
+/// How a token looks: sixteen letters, a dot, and a number.
+fn shape_of(token: &str) -> String {
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    match token.split_once('.') {
+        Some((letters, index)) if letters.bytes().all(|byte| byte.is_ascii_alphabetic()) && digits(index) => {
+            format!("{}.#", letters.len())
+        }
+        _ => token.to_owned(),
     }
 }
 

@@ -31,4 +31,5 @@ mod program;
 mod reference;
 mod sequence;
 mod unsupported;
+mod users;
 mod watches;
