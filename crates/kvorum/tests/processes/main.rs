@@ -30,3 +30,4 @@ mod strangers;
 mod surfaces;
 mod turns;
 mod unknown;
+mod users;
