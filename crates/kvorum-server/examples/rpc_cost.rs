@@ -99,6 +99,7 @@ fn serve(workers: usize) -> HttpServer {
         member_id: 1,
         boot: 1,
         name: "n1".to_owned(),
+        founders: Default::default(),
     };
     let options = HandleOptions {
         shards: workers,

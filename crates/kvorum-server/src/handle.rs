@@ -3,6 +3,7 @@
 //! The other end, [`ReplicaPort`], is driven by the replica's threads. Nothing here blocks, and nothing here
 //! decides: what a request means is the state machine's matter, when it counts is the replica's.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -156,6 +157,8 @@ pub struct Identity {
     pub boot: u64,
     /// Its name.
     pub name: String,
+    /// The founders' names by ID, as this start was told them: they stand in for what a member has not said itself.
+    pub founders: BTreeMap<u64, String>,
 }
 
 /// Figures of the store that no view knows; published by the thread that applies.

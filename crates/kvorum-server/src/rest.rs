@@ -323,7 +323,7 @@ async fn health(core: &Core, query: &str) -> Response<Body> {
     let body = HealthBody {
         status: if is_healthy { "healthy" } else { "degraded" },
         state: state_name(&status),
-        leader_id: leader_name(&status),
+        leader_id: leader_name(&status, &core.handle.identity().founders),
         timestamp: rfc_3339(now.map_or(0, |since| since.as_secs())),
         health: if is_healthy { "true" } else { "false" },
         reason: trouble.unwrap_or_default(),

@@ -110,8 +110,8 @@ fn cluster_status(core: &Core) -> pb::ClusterStatusResponse {
         node_id: core.handle.identity().name.clone(),
         state: state_name(&status).to_owned(),
         current_term: status.term,
-        leader_id: leader_name(&status),
-        peers: other_names(&status),
+        leader_id: leader_name(&status, &core.handle.identity().founders),
+        peers: other_names(&status, &core.handle.identity().founders),
         commit_index: status.commit,
         last_applied: status.applied,
     }

@@ -5,6 +5,8 @@
 
 pub mod ui;
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
@@ -123,14 +125,17 @@ pub(crate) fn answer(
                 .insert(http::header::LOCATION, HeaderValue::from_static(PATH));
             response
         }
-        Some(CONFIG) => config(&members(&handle.status(), host.unwrap_or_default())),
+        Some(CONFIG) => {
+            let founders = &handle.identity().founders;
+            config(&members(&handle.status(), founders, host.unwrap_or_default()))
+        }
         Some(path) => file(path)
             .unwrap_or_else(|| plain(StatusCode::NOT_FOUND.as_u16(), "no such file of the console\n")),
     })
 }
 
 /// All members by name, this one under the address that the browser used for it.
-fn members(status: &NodeStatus, host: &str) -> Vec<Shown> {
+fn members(status: &NodeStatus, founders: &BTreeMap<u64, String>, host: &str) -> Vec<Shown> {
     let shown = |id: u64| {
         let url = status
             .cluster
@@ -140,7 +145,7 @@ fn members(status: &NodeStatus, host: &str) -> Vec<Shown> {
             .map_or("", |url| url.trim_end_matches('/'));
         let address = url.split_once("://").map_or(url, |(_, address)| address);
         Shown {
-            name: member_name(status, id),
+            name: member_name(status, founders, id),
             address: if id == status.id { host } else { address }.to_owned(),
             base: if id == status.id { "" } else { url }.to_owned(),
         }

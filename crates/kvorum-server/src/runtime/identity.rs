@@ -77,6 +77,12 @@ pub(crate) fn founders_by_id(options: &ServeOptions) -> BTreeMap<u64, Founder> {
         .collect()
 }
 
+/// Their names, by ID.
+pub(crate) fn founder_names(options: &ServeOptions) -> BTreeMap<u64, String> {
+    let founders = founders_by_id(options).into_iter();
+    founders.map(|(id, founder)| (id, founder.name)).collect()
+}
+
 /// etcd's ID of a member: the first 8 bytes of SHA-1(sorted peer URLs, cluster token and, of a member that was added
 /// later, Unix seconds in decimal), one after the other; 0 becomes 1. etcd leaves the token out where it adds one.
 pub(crate) fn etcd_member_id(peer_urls: &[String], token: &str, added_at_s: Option<u64>) -> u64 {

@@ -5,6 +5,7 @@
 //! etcd says of that time, when the cluster has this member's name and addresses.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 
 use kvorum_node::NodeStatus;
 
@@ -48,7 +49,7 @@ impl Leadership {
                 tracing::info!(term = status.term, "this member leads");
             }
             Some(News::Leader) => {
-                let leader = leader_name(status);
+                let leader = leader_name(status, &BTreeMap::new());
                 tracing::info!(term = status.term, leader, "the cluster has a leader");
             }
             Some(News::Lost) => tracing::warn!(

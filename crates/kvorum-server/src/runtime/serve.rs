@@ -22,7 +22,7 @@ use super::callers;
 use super::directory::{Directory, StartError};
 use super::figures::LogFigures;
 use super::handshake::Acquaintance;
-use super::identity::{founders_by_id, id_of_founder};
+use super::identity::{founder_names, founders_by_id, id_of_founder};
 use super::introduction;
 use super::last_answers;
 use super::leadership::Leadership;
@@ -262,6 +262,7 @@ impl Member {
             member_id: identity.member,
             boot,
             name: identity.name.clone(),
+            founders: founder_names(options),
         };
         let handle_options = HandleOptions {
             shards: workers,

@@ -164,6 +164,7 @@ impl Server {
             member_id: MEMBER,
             boot: BOOT,
             name: "n7".to_owned(),
+            founders: Default::default(),
         };
         let options = HandleOptions {
             shards: setting.workers,
