@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use http::{Request as HttpRequest, Response as HttpResponse, StatusCode};
 use hyper::body::Incoming;
-use kvorum_model::{Command, DeleteRangeRequest, Error, KeyRange, PutRequest, RangeRequest};
+use kvorum_model::{Command, DeleteRangeRequest, KeyRange, PutRequest, RangeRequest};
 use kvorum_proto::kv_pb::{self as pb, kv_service_server::KvService};
 use kvorum_proto::raft_pb::{InfoRequest, InfoResponse, raft_service_server::RaftService};
 use kvorum_proto::{Outcome, refused, status_of};
@@ -17,7 +17,7 @@ use serde_json::json;
 use tonic::body::Body;
 use tonic::{Request, Response, Status};
 
-use super::NOT_UTF8;
+use super::{NOT_UTF8, check_key};
 use crate::api::Core;
 use crate::metrics::Method;
 use crate::names::state_name;
@@ -26,15 +26,6 @@ use crate::services::Context;
 
 fn empty_key() -> Status {
     Status::invalid_argument("empty key")
-}
-
-/// A range may begin behind the longest key, so its limit is not the one of a key.
-fn check_key(core: &Core, key: &str) -> Result<(), Status> {
-    let max = core.handle.limits().key_bytes_max as u64;
-    match key.len() as u64 {
-        bytes if bytes > max => Err(status_of(&Error::KeyTooLarge { bytes, max })),
-        _ => Ok(()),
-    }
 }
 
 async fn get(core: &Core, context: &Context, key: String) -> Result<String, Status> {

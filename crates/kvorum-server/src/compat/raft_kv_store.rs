@@ -21,6 +21,7 @@ use tonic::body::Body;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
+use super::check_key;
 use crate::api::{Core, WIRE_OVERHEAD_BYTES};
 use crate::handle::WriteError;
 use crate::metrics::Method;
@@ -74,6 +75,7 @@ impl RaftKvStore {
     async fn read(&self, request: &Request<pb::GetRequest>) -> Result<pb::GetResponse, Status> {
         let context = Context::of(request, &self.0.handle)?;
         self.0.require_token(&context)?;
+        check_key(&self.0, &request.get_ref().key)?;
         let range = KeyRange::point(request.get_ref().key.clone());
         let read = RangeRequest {
             range,

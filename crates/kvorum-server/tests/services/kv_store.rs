@@ -94,6 +94,18 @@ async fn refusals_by_the_store_and_everything_else() {
     );
 }
 
+/// A read names the same limit as a write, not that of a range's end.
+#[tokio::test]
+async fn a_key_that_is_too_long_is_told_the_limit() {
+    let server = Server::start();
+    let mut client = KvStoreClient::new(server.channel().await);
+    let key = "k".repeat(4097);
+    let error = client.get(pb::GetRequest { key }).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    let text = "kvorum: key of 4097 bytes is longer than the limit of 4096";
+    assert_eq!(error.message(), text);
+}
+
 #[tokio::test]
 async fn local_reads_by_metadata() {
     let server = Server::start();

@@ -74,6 +74,11 @@ pub fn translate(flags: &StoreFlags, native: &Flags, host: &Host) -> Result<Word
     words.default_of(FAMILY, "allow-plaintext", "true");
 
     let id = flags.id.as_deref().unwrap_or(ID);
+    if matches!(id, "." | "..") || id.contains('/') {
+        return Err(Failure::usage(format!(
+            "flag --id: `{id}` cannot be the name of a member and of its directory below --data-dir"
+        )));
+    }
     if flags.id.is_some() {
         words.flag("id", "name", id);
     }
@@ -270,6 +275,19 @@ mod tests {
             let mut all = words.defaults.iter().chain(&words.flags);
             let found = all.rfind(|a| a.key == *key).map(|a| a.value.as_str());
             assert_eq!(found, Some(*value).filter(|v| !v.is_empty()), "{key} for {peers}");
+        }
+    }
+
+    /// `--id ..` put a member's files beside the common directory instead of below it.
+    #[test]
+    fn a_name_that_is_no_directory_below_the_common_one_is_refused() {
+        for id in [".", "..", "../kv-0", "a/b"] {
+            let named = StoreFlags {
+                id: Some(id.into()),
+                ..flags("")
+            };
+            let error = translate(&named, &Flags::default(), &pod()).err().unwrap();
+            assert!(error.to_string().contains(&format!("--id: `{id}`")), "{error}");
         }
     }
 
