@@ -49,6 +49,8 @@ pub(crate) enum ApplyWork {
     },
     /// Remove what is compacted, flush, and hand out what rewrites the store.
     Defragment(oneshot::Sender<Rewrite>),
+    /// Publish the store's figures now, and say so.
+    Figures(oneshot::Sender<()>),
     Stop,
 }
 
@@ -122,6 +124,11 @@ impl Applier {
                     (self.inbox)(Input::Housekeeping(self.driver.housekeeping(time_ms)));
                 }
                 ApplyWork::Defragment(done) => self.defragmenting.push(done),
+                ApplyWork::Figures(done) => {
+                    self.publish_figures();
+                    // Who asked may be gone.
+                    let _ = done.send(());
+                }
                 ApplyWork::Stop => return Ok(()),
             }
             self.build_wanted()?;
@@ -244,17 +251,22 @@ impl Applier {
         self.defragment()?;
         if now_ms >= self.figures_at {
             self.figures_at = now_ms + FIGURES_INTERVAL_MS;
+            self.publish_figures();
             let machine = self.driver.machine();
-            self.port.publish_figures(StoreFigures {
-                disk_bytes: machine.store().disk_bytes(),
-                sessions: machine.sessions() as u64,
-            });
             if machine.flushed() > self.flushed_told {
                 self.flushed_told = machine.flushed();
                 (self.inbox)(Input::Applied(self.driver.progress()));
             }
         }
         Ok(())
+    }
+
+    fn publish_figures(&self) {
+        let machine = self.driver.machine();
+        self.port.publish_figures(StoreFigures {
+            disk_bytes: machine.store().disk_bytes(),
+            sessions: machine.sessions() as u64,
+        });
     }
 }
 

@@ -17,7 +17,7 @@ use kvorum_wal::VoteCopy;
 use tokio::sync::{oneshot, watch};
 use tonic::Status;
 
-use super::apply_thread::{Applier, ApplyWork, Rewrite};
+use super::apply_thread::{Applier, ApplyWork};
 use super::callers;
 use super::directory::{Directory, StartError};
 use super::figures::LogFigures;
@@ -550,11 +550,8 @@ impl Member {
                 Box::pin(async move { net.forward_change(leader, request).await })
             }),
             defragment: Arc::new(move || {
-                let (sender, receiver) = oneshot::channel();
-                let work = work.lock().expect("no panic while held");
-                // An applier that is gone drops the sender.
-                let _ = work.send(ApplyWork::Defragment(sender));
-                Box::pin(defragmented(receiver))
+                let work = work.lock().expect("no panic while held").clone();
+                Box::pin(defragmented(work))
             }),
             quota: options.quota,
             learners_max: options.etcd.learners_max,
@@ -636,9 +633,13 @@ fn drawn(at_least: Duration) -> Result<Duration, StartError> {
     Ok(at_least + Duration::from_micros((random()? % micros) as u64))
 }
 
-/// Rewrites the store as soon as the applier is ready for it.
-async fn defragmented(ready: oneshot::Receiver<Rewrite>) -> Result<(), Status> {
+/// Rewrites the store as soon as the applier is ready for it. When it is done, the published figures are of what is
+/// left: who then disarms an alarm is not refused, and the alarm not raised again, for what is gone.
+async fn defragmented(applier: mpsc::Sender<ApplyWork>) -> Result<(), Status> {
     let stopped = || Status::unavailable("etcdserver: server stopped");
+    // An applier that is gone drops the senders.
+    let (sender, ready) = oneshot::channel();
+    let _ = applier.send(ApplyWork::Defragment(sender));
     let rewrite = ready.await.map_err(|_| stopped())?;
     let rewritten = tokio::task::spawn_blocking(rewrite)
         .await
@@ -646,7 +647,10 @@ async fn defragmented(ready: oneshot::Receiver<Rewrite>) -> Result<(), Status> {
     rewritten.map_err(|error| match error {
         StoreError::NoSpace => Status::resource_exhausted(error.to_string()),
         error => Status::unavailable(error.to_string()),
-    })
+    })?;
+    let (sender, published) = oneshot::channel();
+    let _ = applier.send(ApplyWork::Figures(sender));
+    published.await.map_err(|_| stopped())
 }
 
 /// Starts a thread whose end, wanted or not, is told. A panic is an end, too.
