@@ -5,9 +5,9 @@ use std::fs;
 
 use kvorum_client::{Code, Error};
 
-use crate::cluster::{Cluster, Member};
+use crate::cluster::{Cluster, Member, PATIENCE};
 use crate::http::request;
-use crate::program::{Ran, command, free_port, run, try_run};
+use crate::program::{Ran, command, eventually, free_port, run, try_run};
 
 /// Malformed arguments, configuration or input.
 const USAGE: i32 = 2;
@@ -149,11 +149,12 @@ async fn a_member_that_is_cut_off_says_so() {
     fs::remove_file(&cluster.members[0].log).unwrap();
     cluster.members[0].start();
     cluster.members[0].wait_for_status().await;
-    let log = fs::read_to_string(&cluster.members[0].log).unwrap();
-    assert!(
-        log.contains("listening") && !log.contains("ready to serve"),
-        "{log}"
-    );
+    let log = eventually("it says that it listens", PATIENCE, async || {
+        let log = fs::read_to_string(&cluster.members[0].log).unwrap();
+        log.contains("listening").then_some(log)
+    })
+    .await;
+    assert!(!log.contains("ready to serve"), "{log}");
 }
 
 #[tokio::test]

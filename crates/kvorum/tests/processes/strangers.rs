@@ -10,9 +10,12 @@ async fn a_directory_of_another_cluster_ends_its_member_and_no_other() {
     let mut cluster = Cluster::start(3, &[]).await;
     cluster.members[0].client().put("of", "the first").await.unwrap();
     cluster.converge().await;
+    // All of them first: a founder that comes back empty is no founder to those of before.
     for member in &mut cluster.members {
         member.kill().await;
         fs::rename(&member.data_dir, member.data_dir.with_extension("first")).unwrap();
+    }
+    for member in &mut cluster.members {
         member.start();
     }
     for member in &mut cluster.members {
