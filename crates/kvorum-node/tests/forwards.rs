@@ -1,16 +1,19 @@
 //! What becomes of a write that a follower forwards: once, and again only if it was certainly not appended.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kvorum_model::MemberRecord;
 use kvorum_mvcc::ClusterState;
-use kvorum_node::{ApplyReport, Effect, Input, Node, Options, PeerBody, PeerMessage, Proposal, WriteFailure};
+use kvorum_node::{ApplyReport, Effect, Input, Node, PeerBody, PeerMessage, Proposal, WriteFailure};
 use kvorum_raft::{MemberId, Message, MessageBody, Micros, Raft, Restored, Term, Token, founders_entry};
 
+use crate::common::options;
+
 const ME: MemberId = 1;
-const ELECTION_TIMEOUT: Micros = 1_000_000;
 
 /// A follower, and the time.
 struct Follower {
@@ -20,46 +23,16 @@ struct Follower {
 
 impl Follower {
     fn new() -> Follower {
-        let raft = kvorum_raft::Options {
-            id: ME,
-            cluster: 7,
-            boot: 3,
-            seed: 1,
-            election_timeout: ELECTION_TIMEOUT,
-            heartbeat_interval: 100_000,
-            pre_vote: true,
-            lease_reads: false,
-            append_bytes_max: 1 << 16,
-            append_entries_max: usize::MAX,
-            check_quorum: 0,
-            window_messages: 16,
-            window_bytes: 1 << 20,
-            uncommitted_bytes_max: 1 << 20,
-            cache_bytes_max: 1 << 20,
-            apply_bytes_max: 1 << 16,
-            entry_bytes_max: 1 << 16,
-            promote_lag_bytes: 0,
-            retain_bytes_max: 0,
-        };
         let mut restored = Restored {
             entries: vec![founders_entry([1, 2, 3])],
             ..Restored::default()
         };
         restored.hard_state.term = 1;
-        let options = Options {
-            raft: raft.clone(),
-            record: MemberRecord::default(),
-            fresh_uuid: 1,
-            held_requests_max: 8,
-            forward_bytes_max: 1 << 20,
-            batch_bytes_max: 1 << 20,
-            log_writes_open_max: 2,
-            lease_checkpoint_interval: 300_000_000,
-            keeps_addresses: false,
-            compacts_by_age: true,
-            history_ms: kvorum_mvcc::HISTORY_MS,
-        };
-        let raft = Raft::new(raft, restored, 0).unwrap();
+        let options = options(MemberRecord {
+            id: ME,
+            ..MemberRecord::default()
+        });
+        let raft = Raft::new(options.raft.clone(), restored, 0).unwrap();
         let cluster = Arc::new(ClusterState::default());
         let node = Node::new(options, raft, ApplyReport::default(), cluster, 0, 0);
         let mut follower = Follower { node, now: 0 };

@@ -1,12 +1,16 @@
 //! What the first leader of a cluster writes, and the IDs of members that are added.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::sync::Arc;
 
 use kvorum_model::{Command, Envelope, MemberRecord, Setting};
 use kvorum_mvcc::{ClusterState, HISTORY_MS};
 use kvorum_node::{AdminError, AdminReply, AdminRequest, ApplyReport, Effect, Input, Node, Options};
 use kvorum_raft::{EntryKind, LogId, Micros, Raft, Restored, founders_entry};
+
+use crate::common::options;
 
 /// A member alone, and the time.
 struct Alone {
@@ -27,52 +31,24 @@ impl Alone {
 
     /// It leads a cluster of which so much is known.
     fn starts(history_ms: u64, keeps_addresses: bool, cluster: ClusterState) -> Alone {
-        let raft = kvorum_raft::Options {
-            id: 1,
-            cluster: 7,
-            boot: 3,
-            seed: 1,
-            election_timeout: 1_000_000,
-            heartbeat_interval: 100_000,
-            pre_vote: true,
-            lease_reads: false,
-            append_bytes_max: 1 << 16,
-            append_entries_max: usize::MAX,
-            check_quorum: 0,
-            window_messages: 16,
-            window_bytes: 1 << 20,
-            uncommitted_bytes_max: 1 << 20,
-            cache_bytes_max: 1 << 20,
-            apply_bytes_max: 1 << 16,
-            entry_bytes_max: 1 << 16,
-            promote_lag_bytes: 0,
-            retain_bytes_max: 0,
-        };
         let mut restored = Restored {
             entries: vec![founders_entry([1])],
             ..Restored::default()
         };
         restored.hard_state.term = 1;
-        let options = Options {
-            raft: raft.clone(),
-            record: MemberRecord {
-                id: 1,
-                name: "n1".into(),
-                peer_addresses: vec!["told:1".into()],
-                incarnation: 5,
-                ..MemberRecord::default()
-            },
-            fresh_uuid: 9,
-            held_requests_max: 8,
-            forward_bytes_max: 1 << 20,
-            batch_bytes_max: 1 << 20,
-            log_writes_open_max: 2,
-            lease_checkpoint_interval: 300_000_000,
-            keeps_addresses,
-            compacts_by_age: true,
-            history_ms,
+        let record = MemberRecord {
+            id: 1,
+            name: "n1".into(),
+            peer_addresses: vec!["told:1".into()],
+            incarnation: 5,
+            ..MemberRecord::default()
         };
-        let raft = Raft::new(raft, restored, 0).unwrap();
+        let options = Options {
+            keeps_addresses,
+            history_ms,
+            ..options(record)
+        };
+        let raft = Raft::new(options.raft.clone(), restored, 0).unwrap();
         let node = Node::new(
             options,
             raft,

@@ -204,8 +204,8 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
             )));
         }
     }
-    let plan_keys = (plan.keys_written, plan.keys_read);
-    let keys_of_call = plan.keys_written.max(plan.keys_read);
+    let (keys_written, keys_read) = (plan.keys_written, plan.keys_read);
+    let keys_of_call = keys_written.max(keys_read);
     let (write, read) = match args.mode {
         Mode::Txn => ("txn", "get"),
         Mode::Range => ("put", "range"),
@@ -254,9 +254,8 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
             .filter(|(_, figures)| figures.done > 0)
             .collect(),
         in_each: (keys_of_call > 1).then_some(("keys", keys_of_call)),
-        ops: load.writes.done * plan_keys.0 + load.reads.done * plan_keys.1,
-        errors: load.errors,
-        error_texts: &load.error_texts,
+        ops: load.writes.done * keys_written + load.reads.done * keys_read,
+        errors: &load.errors,
         measured: &measured,
     }
     .print(args.json)
@@ -329,6 +328,24 @@ fn wait(fds: &mut [PollFd<'_>], at_most: Duration) {
     let _ = poll(fds, Some(&timeout));
 }
 
+/// Waits until a connection can go on, or for this long; which of them have something to read, in their order.
+fn await_answers<'a, C: 'a>(
+    connections: impl Iterator<Item = &'a Connection<C>>,
+    at_most: Duration,
+) -> Vec<bool> {
+    let polled = |connection: &Connection<C>| match connection.wants_write() {
+        true => PollFlags::IN | PollFlags::OUT,
+        false => PollFlags::IN,
+    };
+    let mut fds: Vec<PollFd<'_>> = connections
+        .map(|connection| PollFd::from_borrowed_fd(connection.fd(), polled(connection)))
+        .collect();
+    wait(&mut fds, at_most);
+    fds.iter()
+        .map(|fd| !(fd.revents() - PollFlags::OUT).is_empty())
+        .collect()
+}
+
 /// One place for a connection.
 struct Slot {
     endpoint: String,
@@ -352,8 +369,7 @@ impl Driver {
                 more = load.issue_fill(connection);
                 more
             });
-            if self.load.errors > 0 {
-                let text = self.load.error_texts.keys().next().cloned().unwrap_or_default();
+            if let Some(text) = self.load.errors.texts().next() {
                 return Err(Failure::error(format!("cannot write the keys to read: {text}")));
             }
         }
@@ -412,21 +428,8 @@ impl Driver {
             }
             slot.step(load, Connection::flush);
         }
-        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(self.slots.len());
-        for connection in self.slots.iter().filter_map(|slot| slot.connection.as_ref()) {
-            let write = if connection.wants_write() {
-                PollFlags::OUT
-            } else {
-                PollFlags::empty()
-            };
-            fds.push(PollFd::from_borrowed_fd(connection.fd(), PollFlags::IN | write));
-        }
-        wait(&mut fds, at_most);
-        let readable: Vec<bool> = fds
-            .iter()
-            .map(|fd| !(fd.revents() - PollFlags::OUT).is_empty())
-            .collect();
-        drop(fds);
+        let connections = self.slots.iter().filter_map(|slot| slot.connection.as_ref());
+        let readable = await_answers(connections, at_most);
         let mut readable = readable.into_iter();
         for slot in &mut self.slots {
             if slot.connection.is_some() && readable.next().expect("one for each connection") {
@@ -463,7 +466,7 @@ impl Slot {
         };
         let reason = format!("{}: {reason}", self.endpoint);
         if connection.in_flight() == 0 {
-            load.fail(reason.clone());
+            load.errors.note(reason.clone());
         }
         connection.abandon(&reason, load);
         self.retry_at = Some(load.now + RECONNECT_PAUSE);
@@ -486,7 +489,7 @@ impl Slot {
                 self.retry_at = None;
             }
             Err(failure) => {
-                load.fail(failure.to_string());
+                load.errors.note(failure.to_string());
                 self.retry_at = Some(Instant::now() + RECONNECT_PAUSE);
             }
         }

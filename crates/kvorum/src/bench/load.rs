@@ -6,15 +6,16 @@
 //! than the newest one acknowledged for its key before it was sent. No lease is granted twice, and one that is kept
 //! alive has its whole time again.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
 use super::http2::{Connection, Handler};
 use super::message::{
-    Field, Fields, header_revision, is_value, push_key, push_value, push_varint, varint_field, varint_length,
+    Field, Fields, header_revision, is_value, push_key, push_put, push_varint, put_length, varint_field,
+    varint_length,
 };
+use super::report::Errors;
 
 /// The methods called, by their numbers below.
 pub const PATHS: [&str; 6] = [
@@ -34,8 +35,6 @@ pub const WATCH: usize = 5;
 
 /// Revisions by which one answer may be ahead of the first: beyond, it is not believed.
 const REVISIONS_MAX: u64 = 1 << 36;
-/// Different error texts that are kept.
-const ERROR_TEXTS_MAX: usize = 16;
 
 /// A kind of call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,21 +148,9 @@ pub struct Load {
     pub writes: Figures,
     pub reads: Figures,
     /// Calls that failed or were answered wrongly, counted or not.
-    pub errors: u64,
-    /// What was wrong, and how often.
-    pub error_texts: BTreeMap<String, u64>,
+    pub errors: Errors,
     /// Calls under way.
     pub in_flight: u64,
-}
-
-/// A `PutRequest`.
-fn push_put(out: &mut Vec<u8>, plan: &Plan, key: u64, sequence: u64) {
-    out.push(0x0a);
-    push_varint(out, plan.key_size as u64);
-    push_key(out, key, plan.key_size);
-    out.push(0x12);
-    push_varint(out, plan.value_size as u64);
-    push_value(out, key, sequence, plan.value_size);
 }
 
 impl Load {
@@ -183,8 +170,7 @@ impl Load {
             counting: false,
             writes: Figures::new(),
             reads: Figures::new(),
-            errors: 0,
-            error_texts: BTreeMap::new(),
+            errors: Errors::default(),
             in_flight: 0,
             plan,
         }
@@ -225,9 +211,7 @@ impl Load {
 
     /// Bytes of a `PutRequest`.
     fn put_length(&self) -> usize {
-        let (key_size, value_size) = (self.plan.key_size, self.plan.value_size);
-        let sizes = varint_length(key_size as u64) + varint_length(value_size as u64);
-        2 + sizes + key_size + value_size
+        put_length(self.plan.key_size, self.plan.value_size)
     }
 
     /// A call that begins now.
@@ -248,7 +232,7 @@ impl Load {
         let length = self.put_length();
         let call = self.begin(Kind::Put, key, 1, self.acknowledged + 1);
         connection.call(PUT, call, length, |out| {
-            push_put(out, &self.plan, key, self.sequence)
+            push_put(out, key, self.sequence, self.plan.key_size, self.plan.value_size)
         });
     }
 
@@ -266,7 +250,8 @@ impl Load {
                     out.push(0x12);
                     push_varint(out, bytes as u64);
                 }
-                push_put(out, &self.plan, (key + n) % self.plan.key_space, self.sequence);
+                let key = (key + n) % self.plan.key_space;
+                push_put(out, key, self.sequence, self.plan.key_size, self.plan.value_size);
             }
         });
     }
@@ -434,14 +419,6 @@ impl Load {
         }
         Ok(())
     }
-
-    /// Notes an error that belongs to no call.
-    pub fn fail(&mut self, text: String) {
-        self.errors += 1;
-        if self.error_texts.len() < ERROR_TEXTS_MAX || self.error_texts.contains_key(&text) {
-            *self.error_texts.entry(text).or_default() += 1;
-        }
-    }
 }
 
 impl Handler<Call> for Load {
@@ -467,7 +444,7 @@ impl Handler<Call> for Load {
                 figures.record(self.now.saturating_duration_since(call.sent));
             }
             Ok(()) => {}
-            Err(text) => self.fail(text),
+            Err(text) => self.errors.note(text),
         }
     }
 }
@@ -475,6 +452,7 @@ impl Handler<Call> for Load {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::message::{delimited, push_value};
     use super::*;
 
     fn load(serializable: bool) -> Load {
@@ -503,13 +481,6 @@ mod tests {
             floor,
             complaint: None,
         }
-    }
-
-    fn delimited(number: u8, bytes: &[u8]) -> Vec<u8> {
-        let mut out = vec![number << 3 | 2];
-        push_varint(&mut out, bytes.len() as u64);
-        out.extend_from_slice(bytes);
-        out
     }
 
     fn header(revision: u64) -> Vec<u8> {

@@ -74,6 +74,30 @@ pub fn push_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
+/// Bytes of a `PutRequest`.
+pub fn put_length(key_size: usize, value_size: usize) -> usize {
+    2 + varint_length(key_size as u64) + varint_length(value_size as u64) + key_size + value_size
+}
+
+/// Appends the `PutRequest` of this key with the value of this sequence number.
+pub fn push_put(out: &mut Vec<u8>, key: u64, sequence: u64, key_size: usize, value_size: usize) {
+    out.push(0x0a);
+    push_varint(out, key_size as u64);
+    push_key(out, key, key_size);
+    out.push(0x12);
+    push_varint(out, value_size as u64);
+    push_value(out, key, sequence, value_size);
+}
+
+/// The field of this number that holds these bytes.
+#[cfg(test)]
+pub fn delimited(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![number << 3 | 2];
+    push_varint(&mut out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+    out
+}
+
 /// The revision in the header of any answer.
 pub fn header_revision(message: &[u8]) -> Result<i64, String> {
     for (number, field) in Fields(message) {

@@ -11,6 +11,37 @@ use super::process::{Usage, own_cpu, usage};
 use crate::failure::Failure;
 use crate::units::format_duration;
 
+/// Different error texts that are kept.
+const ERROR_TEXTS_MAX: usize = 16;
+
+/// What failed or was answered wrongly.
+#[derive(Default)]
+pub struct Errors {
+    count: u64,
+    /// What was wrong, and how often.
+    texts: BTreeMap<String, u64>,
+}
+
+impl Errors {
+    /// One more.
+    pub fn note(&mut self, text: String) {
+        self.count += 1;
+        if self.texts.len() < ERROR_TEXTS_MAX || self.texts.contains_key(&text) {
+            *self.texts.entry(text).or_default() += 1;
+        }
+    }
+
+    /// Whether there was none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// What was wrong.
+    pub fn texts(&self) -> impl Iterator<Item = &String> {
+        self.texts.keys()
+    }
+}
+
 /// A measurement that has begun.
 pub struct Measuring {
     start: Instant,
@@ -59,10 +90,8 @@ pub struct Report<'a> {
     pub in_each: Option<(&'a str, u64)>,
     /// Over how many the CPU time is spread.
     pub ops: u64,
-    /// Failed or wrongly answered.
-    pub errors: u64,
-    /// What was wrong, and how often.
-    pub error_texts: &'a BTreeMap<String, u64>,
+    /// What went wrong.
+    pub errors: &'a Errors,
     /// The cost.
     pub measured: &'a Measured,
 }
@@ -80,10 +109,10 @@ impl Report<'_> {
             self.text(&mut out)?;
         }
         out.end()?;
-        if self.errors > 0 {
+        if !self.errors.is_empty() {
             return Err(Failure::error(format!(
                 "{} calls failed or were answered wrongly",
-                self.errors
+                self.errors.count
             )));
         }
         if self.ops == 0 {
@@ -117,8 +146,8 @@ impl Report<'_> {
         line["seconds"] = json!(self.seconds());
         line["ops"] = json!(self.ops);
         line["ops_per_second"] = json!(self.ops as f64 / self.seconds());
-        line["errors"] = json!(self.errors);
-        line["error_texts"] = json!(self.error_texts);
+        line["errors"] = json!(self.errors.count);
+        line["error_texts"] = json!(self.errors.texts);
         line["client_cpu_seconds"] = json!(self.measured.client_cpu.as_secs_f64());
         line["client_cpu_us_per_op"] = json!(self.cpu_us_per_op(self.measured.client_cpu));
         line["servers"] = self.measured.servers.iter().map(server).collect();
@@ -161,7 +190,7 @@ impl Report<'_> {
                 None => writeln!(out, "process {pid}: it ended")?,
             }
         }
-        for (text, count) in self.error_texts {
+        for (text, count) in &self.errors.texts {
             writeln!(out, "error, {count} times: {text}")?;
         }
         Ok(())

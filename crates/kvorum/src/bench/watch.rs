@@ -4,25 +4,22 @@
 //! its put was due. Every watcher must be told of every put of its keys, once, in the order of revisions, with the
 //! value that was written; one that misses an event until the run is over makes it fail.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
 use serde_json::json;
 
 use super::http2::{Connection, Handler};
 use super::load::{Figures, PUT, WATCH};
 use super::message::{
-    Field, Fields, VALUE_HEAD, header_revision, is_value, push_key, push_value, push_varint, varint_field,
-    varint_length,
+    Field, Fields, VALUE_HEAD, header_revision, is_value, push_key, push_put, push_varint, put_length,
+    varint_field,
 };
-use super::report::{Measuring, Report};
-use super::{BenchArgs, DRAIN_TIMEOUT, POLL_MAX, open, wait};
+use super::report::{Errors, Measuring, Report};
+use super::{BenchArgs, DRAIN_TIMEOUT, POLL_MAX, await_answers, open};
 use crate::failure::{self, Failure};
 
 /// How long all watchers may take to be there.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-const ERROR_TEXTS_MAX: usize = 16;
 
 /// What a stream or call is for.
 enum Call {
@@ -58,18 +55,10 @@ struct Fan {
     puts: Figures,
     events: Figures,
     now: Instant,
-    errors: u64,
-    error_texts: BTreeMap<String, u64>,
+    errors: Errors,
 }
 
 impl Fan {
-    fn fail(&mut self, text: String) {
-        self.errors += 1;
-        if self.error_texts.len() < ERROR_TEXTS_MAX || self.error_texts.contains_key(&text) {
-            *self.error_texts.entry(text).or_default() += 1;
-        }
-    }
-
     fn keys(&self) -> usize {
         self.written.len()
     }
@@ -141,7 +130,7 @@ impl Fan {
     fn check_complete(&mut self) {
         let missed: u64 = (0..self.watchers.len()).map(|number| self.missed(number)).sum();
         if missed > 0 {
-            self.fail(format!("{missed} events did not arrive"));
+            self.errors.note(format!("{missed} events did not arrive"));
         }
     }
 
@@ -162,7 +151,7 @@ impl Handler<Call> for Fan {
             Call::Put(_) => header_revision(message).map(|_| ()),
         };
         if let Err(text) = checked {
-            self.fail(text);
+            self.errors.note(text);
         }
     }
 
@@ -170,7 +159,7 @@ impl Handler<Call> for Fan {
         match call {
             Call::Watchers { .. } => {
                 let why = outcome.err().unwrap_or_else(|| "no reason was given".to_owned());
-                self.fail(format!("a watch stream ended: {why}"));
+                self.errors.note(format!("a watch stream ended: {why}"));
             }
             Call::Put(put) => {
                 self.puts_under_way -= 1;
@@ -183,7 +172,7 @@ impl Handler<Call> for Fan {
                             self.puts.record(self.now.saturating_duration_since(due));
                         }
                     }
-                    Err(text) => self.fail(format!("a put: {text}")),
+                    Err(text) => self.errors.note(format!("a put: {text}")),
                 }
             }
         }
@@ -209,20 +198,7 @@ impl Driver {
         for connection in &mut self.connections {
             connection.flush().map_err(lost)?;
         }
-        let polled = |connection: &Connection<Call>| match connection.wants_write() {
-            true => PollFlags::IN | PollFlags::OUT,
-            false => PollFlags::IN,
-        };
-        let connections = self.connections.iter();
-        let mut fds: Vec<PollFd<'_>> = connections
-            .map(|connection| PollFd::from_borrowed_fd(connection.fd(), polled(connection)))
-            .collect();
-        wait(&mut fds, at_most);
-        let readable: Vec<bool> = fds
-            .iter()
-            .map(|fd| !(fd.revents() - PollFlags::OUT).is_empty())
-            .collect();
-        drop(fds);
+        let readable = await_answers(self.connections.iter(), at_most);
         for (connection, readable) in self.connections.iter_mut().zip(readable) {
             if readable {
                 self.fan.now = Instant::now();
@@ -244,7 +220,7 @@ impl Driver {
             }
         }
         let end = Instant::now() + START_TIMEOUT;
-        while self.fan.watchers.iter().any(|watcher| !watcher.there) && self.fan.errors == 0 {
+        while self.fan.watchers.iter().any(|watcher| !watcher.there) && self.fan.errors.is_empty() {
             if Instant::now() > end {
                 return Err(Failure::error("not all watchers were there in time"));
             }
@@ -278,15 +254,9 @@ impl Driver {
         self.fan.puts_under_way += 1;
         let writers = self.connections.len() - self.fan.connections;
         let connection = &mut self.connections[self.fan.connections + put % writers];
-        let lengths = varint_length(key_size as u64) + varint_length(value_size as u64);
-        let length = 2 + lengths + key_size + value_size;
+        let length = put_length(key_size, value_size);
         connection.call(PUT, Call::Put(put), length, |out| {
-            out.push(0x0a);
-            push_varint(out, key_size as u64);
-            push_key(out, key as u64, key_size);
-            out.push(0x12);
-            push_varint(out, value_size as u64);
-            push_value(out, key as u64, put as u64, value_size);
+            push_put(out, key as u64, put as u64, key_size, value_size);
         });
     }
 }
@@ -337,8 +307,7 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
             puts: Figures::new(),
             events: Figures::new(),
             now: Instant::now(),
-            errors: 0,
-            error_texts: BTreeMap::new(),
+            errors: Errors::default(),
         },
     };
     driver.start_watchers()?;
@@ -372,8 +341,7 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
         kinds: vec![("put", &fan.puts), ("event", &fan.events)],
         in_each: None,
         ops: fan.events.done,
-        errors: fan.errors,
-        error_texts: &fan.error_texts,
+        errors: &fan.errors,
         measured: &measured,
     }
     .print(args.json)
@@ -394,6 +362,7 @@ fn stalled_watcher(endpoint: &str, args: &BenchArgs) -> Result<Connection<Call>,
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::message::{delimited, push_value};
     use super::*;
 
     fn fan() -> Fan {
@@ -412,16 +381,8 @@ mod tests {
             puts: Figures::new(),
             events: Figures::new(),
             now,
-            errors: 0,
-            error_texts: BTreeMap::new(),
+            errors: Errors::default(),
         }
-    }
-
-    fn delimited(number: u8, bytes: &[u8]) -> Vec<u8> {
-        let mut out = vec![number << 3 | 2];
-        push_varint(&mut out, bytes.len() as u64);
-        out.extend_from_slice(bytes);
-        out
     }
 
     /// What a stream is sent for its watcher `id` when `put` wrote `key` at `revision`.
@@ -459,7 +420,7 @@ mod tests {
         assert!(!fan.is_complete());
         fan.check_complete();
         assert_eq!(
-            fan.error_texts.keys().collect::<Vec<_>>(),
+            fan.errors.texts().collect::<Vec<_>>(),
             ["1 events did not arrive"]
         );
     }
