@@ -7,8 +7,9 @@
 //!
 //! Rooms: `raft` (the state and one step of it), `election` (the door for messages, terms and votes), `leader`,
 //! `replication` and `progress` (the leader's side), `follower`, `membership` and `configuration`, `reads`,
-//! `transfer`, `snapshot`, `restart`, `log`, `writes` (the disk and what waits for it), `clock`, `invariants`.
+//! `transfer`, `snapshot`, `restart`, `log` and `blocks`, `writes` (the disk and what waits for it), `clock`, `invariants`.
 
+mod blocks;
 mod clock;
 pub mod codec;
 mod configuration;

@@ -5,14 +5,17 @@
 //! remembered at coarse marks, for lags and limits in bytes.
 //!
 //! Invariants: entries `base.index + 1 ..= last.index` exist and their terms never fall; the cache is their
-//! newest part; `configs` starts with the configuration at the base and ascends (RS5, LG2).
+//! newest part, and below them perhaps some that the base already covers and that nobody reads; `configs` starts with the configuration at the base and ascends (RS5, LG2).
 
 use std::collections::VecDeque;
 
+use crate::blocks::Blocks;
 use crate::types::{ConfigEntry, Configuration, Entry, EntryKind, Index, LogId, SnapshotMeta, Term};
 
 /// What an entry is taken to weigh beyond its data.
 pub const ENTRY_OVERHEAD_BYTES: usize = 32;
+/// Entries below the base that are dropped at a time: a flush of the store lets go of hundreds of thousands.
+const COVERED_DROPPED_MAX: usize = 1024;
 /// Distance of size marks at most; less if the cache is small.
 const MARK_BYTES_MAX: usize = 64 * 1024;
 
@@ -27,7 +30,7 @@ pub(crate) struct Log {
     last: LogId,
     /// (first index, term) of each run of equal terms above the base.
     runs: VecDeque<(Index, Term)>,
-    cache: VecDeque<Entry>,
+    cache: Blocks,
     cache_bytes: usize,
     cache_bytes_max: usize,
     /// Bytes of all entries ever appended here (cut ones taken back).
@@ -44,7 +47,7 @@ impl Log {
             base: base.last,
             last: base.last,
             runs: VecDeque::new(),
-            cache: VecDeque::new(),
+            cache: Blocks::default(),
             cache_bytes: 0,
             cache_bytes_max,
             bytes: 0,
@@ -77,8 +80,8 @@ impl Log {
         self.last
     }
 
-    /// The first index held in memory.
-    pub fn cache_first(&self) -> Index {
+    /// The first index held in memory, of the log or below its base.
+    fn cache_first(&self) -> Index {
         self.last.index + 1 - self.cache.len() as u64
     }
 
@@ -205,9 +208,7 @@ impl Log {
         while self.marks.len() > 1 && self.marks[1].0 <= to {
             self.marks.pop_front();
         }
-        while self.cache.front().is_some_and(|entry| entry.index <= to) {
-            self.evict_front();
-        }
+        self.drop_covered();
     }
 
     /// Forgets everything: the log is what the snapshot covers (LG3).
@@ -230,12 +231,23 @@ impl Log {
     /// committed and persisted) stays always; what is above `used` (not yet handed to the state machine)
     /// stays up to twice the limit.
     pub fn evict(&mut self, durable: Index, used: Index) {
+        self.drop_covered();
         while self.cache_bytes > self.cache_bytes_max {
             match self.cache.front() {
                 Some(entry) if entry.index > durable => break,
                 Some(entry) if entry.index > used && self.cache_bytes <= 2 * self.cache_bytes_max => break,
                 Some(_) => self.evict_front(),
                 None => break,
+            }
+        }
+    }
+
+    /// Drops some of what the base covers.
+    fn drop_covered(&mut self) {
+        for _ in 0..COVERED_DROPPED_MAX {
+            match self.cache.front() {
+                Some(entry) if entry.index <= self.base.index => self.evict_front(),
+                _ => break,
             }
         }
     }
@@ -248,10 +260,13 @@ impl Log {
 
     /// Cached entries `from..=to`, as many as fit `bytes_max`, at least one. None if `from` is not cached.
     pub fn read(&self, from: Index, to: Index, bytes_max: usize) -> Option<Vec<Entry>> {
+        if from <= self.base.index {
+            return None;
+        }
         let skip = usize::try_from(from.checked_sub(self.cache_first())?).ok()?;
         let mut bytes = 0;
         let mut count = 0;
-        for entry in self.cache.range(skip.min(self.cache.len())..) {
+        for entry in self.cache.after(skip) {
             bytes += entry_bytes(entry);
             if entry.index > to || (count > 0 && bytes > bytes_max) {
                 break;
@@ -261,7 +276,7 @@ impl Log {
         if count == 0 {
             return None;
         }
-        Some(self.cache.range(skip..skip + count).cloned().collect())
+        Some(self.cache.after(skip).take(count).cloned().collect())
     }
 
     /// Bytes of the log up to `index`, rounded down to a mark.
@@ -290,8 +305,7 @@ impl Log {
     /// Exact bytes of the cached entries above `index`.
     pub fn cached_bytes_above(&self, index: Index) -> u64 {
         self.cache
-            .iter()
-            .rev()
+            .iter_back()
             .take_while(|entry| entry.index > index)
             .map(|entry| entry_bytes(entry) as u64)
             .sum()
@@ -443,6 +457,27 @@ mod tests {
         assert_eq!(log.read(8, 10, 2 * one).unwrap().len(), 2);
         assert_eq!(log.read(8, 9, 1000).unwrap().len(), 2);
         assert_eq!(log.read(11, 20, 1000), None);
+    }
+
+    /// A flush of the store covers half a million entries at once: to drop all of them in one step took a replica tens
+    /// of milliseconds, in which it did nothing else.
+    #[test]
+    fn what_a_new_base_covers_goes_in_pieces_and_is_not_read_meanwhile() {
+        let many = 3 * COVERED_DROPPED_MAX;
+        let mut log = log(&vec![1; many]);
+        let base = many as u64 - 1;
+        log.compact(base);
+        assert_eq!(log.cache.len(), many - COVERED_DROPPED_MAX);
+        assert_eq!(log.read(base, base, 1000), None);
+        assert_eq!(log.read(base + 1, base + 1, 1000).unwrap().len(), 1);
+        log.truncate(base + 1);
+        log.check().unwrap();
+        log.append(&[entry(base + 1, 2)]).unwrap();
+        assert_eq!(log.read(base + 1, base + 1, 1000).unwrap(), [entry(base + 1, 2)]);
+        log.evict(0, 0);
+        log.evict(0, 0);
+        assert_eq!(log.cache.len(), 1);
+        log.check().unwrap();
     }
 
     #[test]

@@ -19,6 +19,11 @@ mod verbs;
 
 use std::process::ExitCode;
 
+/// Memory is taken by one thread and freed by another all the time here: an entry by the replica and the log's writer, a
+/// memtable by the applier and the store's. See docs/adr/0006.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let args = start::arguments(std::env::args_os().collect(), start::is_set);
     let outcome = match cli::parse(args) {

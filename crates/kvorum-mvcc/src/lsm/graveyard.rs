@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 
 use super::fault::Fault;
 use super::lock;
+use super::workers::step_back;
 
 /// Something whose drop takes long.
 type Heavy = Box<dyn Send>;
@@ -25,7 +26,10 @@ impl Graveyard {
         let (sender, receiver) = mpsc::channel::<Heavy>();
         let thread = thread::Builder::new()
             .name("store-free".into())
-            .spawn(move || receiver.into_iter().for_each(drop))
+            .spawn(move || {
+                step_back();
+                receiver.into_iter().for_each(drop);
+            })
             .map_err(|error| Fault::io("starting a thread of the store", &error))?;
         Ok((
             Arc::new(Self {

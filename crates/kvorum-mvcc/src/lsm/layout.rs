@@ -187,6 +187,11 @@ impl Generation {
     pub(super) fn tree(&self) -> PathBuf {
         self.path.join("tree")
     }
+
+    /// Where the tree keeps its tables; the name of each is its number.
+    pub(super) fn tables(&self) -> PathBuf {
+        self.tree().join("tables")
+    }
 }
 
 impl Drop for Generation {

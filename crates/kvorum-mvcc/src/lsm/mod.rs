@@ -29,6 +29,7 @@ mod shape;
 mod tests;
 mod view;
 mod workers;
+mod write_behind;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -295,7 +296,7 @@ fn open_tree(
     let config = lsm_tree::Config::new(home.tree(), numbers.clone(), SequenceNumberCounter::default())
         .use_cache(Arc::new(Cache::with_capacity_bytes(options.cache_bytes)))
         .data_block_compression_policy(CompressionPolicy::new([CompressionType::None, below]))
-        .with_compaction_filter_factory(Some(Arc::new(workers::StopMerge::new(stop))));
+        .with_compaction_filter_factory(Some(Arc::new(workers::BetweenRecords::new(stop, home.tables()))));
     match guarded("opening the tree", || config.open())? {
         AnyTree::Standard(tree) => Ok(tree),
         AnyTree::Blob(_) => Err(Fault::Corrupt("the tree keeps its values apart".into())),
@@ -438,8 +439,7 @@ impl Store for LsmStore {
     }
 
     fn disk_bytes(&self) -> u64 {
-        let memtables = lock(&self.shared.structure).memtables();
-        let waiting: u64 = memtables.iter().map(|memtable| memtable.size()).sum();
-        waiting + guarded("adding up the tables", || Ok(self.shared.tree.disk_space())).unwrap_or(0)
+        // Of the published state, which no worker holds while it syncs a change of the tree.
+        self.shared.published.bytes()
     }
 }

@@ -30,6 +30,7 @@ pub(super) struct Shape {
     // The types behind these two are public in the tree's crate but cannot be named outside it.
     tables: Box<Lookup>,
     scan: Box<Scan>,
+    table_bytes: u64,
 }
 
 impl Shape {
@@ -41,6 +42,7 @@ impl Shape {
     pub(super) fn capture(tree: &Tree, memtables: Vec<Arc<Memtable>>) -> Result<Self, Fault> {
         guarded("reading the tree's state", || {
             let version = tree.current_version();
+            let table_bytes = version.iter_levels().map(|level| level.size()).sum();
             let tables = move |key: &[u8], number| {
                 let hash = lsm_tree::table::filter::standard_bloom::Builder::get_hash(key);
                 for level in version.iter_levels() {
@@ -62,8 +64,15 @@ impl Shape {
                 memtables,
                 tables: Box::new(tables),
                 scan: Box::new(scan),
+                table_bytes,
             })
         })
+    }
+
+    /// Bytes in memtables, as they have grown until now, and in tables.
+    pub(super) fn bytes(&self) -> u64 {
+        let memtables: u64 = self.memtables.iter().map(|memtable| memtable.size()).sum();
+        memtables + self.table_bytes
     }
 
     /// The newest version of `key` below `number`.

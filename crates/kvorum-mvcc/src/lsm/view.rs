@@ -136,6 +136,12 @@ impl Published {
         self.lock().current.clone()
     }
 
+    /// Bytes in memtables and tables.
+    pub(super) fn bytes(&self) -> u64 {
+        let shape = self.lock().current.shape();
+        shape.expect("the current state is never ended").bytes()
+    }
+
     /// The newest value of a key.
     pub(super) fn get_newest(&self, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         self.current().shape()?.get(key, SeqNo::MAX)

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -18,6 +19,7 @@ use lsm_tree::{AbstractTree, InternalValue, Memtable};
 
 use super::fault::{Fault, STOPPED, caught, guarded};
 use super::manifest::{self, Manifest};
+use super::write_behind::WriteBehind;
 use super::{L0_RUNS_MAX, SEALED_MAX, Shared, lock, shape};
 
 /// How long a worker waits before it tries a full disk again.
@@ -94,34 +96,53 @@ impl Control {
     }
 }
 
-/// Stops a merge when the store closes. The tree has a signal of its own for this, but a merge that it stops
-/// commits what it has merged so far in place of all its inputs; an error discards the attempt.
-pub(super) struct StopMerge(Arc<AtomicBool>);
+/// What every merge does between two records.
+///
+/// It stops when the store closes: the tree has a signal of its own for this, but a merge that it stops commits what it
+/// has merged so far in place of all its inputs; an error discards the attempt. And it has the disk write what is
+/// merged.
+pub(super) struct BetweenRecords {
+    stop: Arc<AtomicBool>,
+    tables: PathBuf,
+}
 
-impl StopMerge {
-    pub(super) fn new(stop: Arc<AtomicBool>) -> Self {
-        Self(stop)
+impl BetweenRecords {
+    pub(super) fn new(stop: Arc<AtomicBool>, tables: PathBuf) -> Self {
+        Self { stop, tables }
     }
 }
 
-impl Factory for StopMerge {
+impl Factory for BetweenRecords {
     fn name(&self) -> &str {
-        "stop"
+        "between-records"
     }
 
     fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
-        Box::new(Self(self.0.clone()))
+        Box::new(Merge {
+            stop: self.stop.clone(),
+            behind: WriteBehind::new(self.tables.clone()),
+        })
     }
 }
 
-impl CompactionFilter for StopMerge {
-    fn filter_item(&mut self, _: ItemAccessor<'_>, _: &Context) -> lsm_tree::Result<Verdict> {
-        if self.0.load(Ordering::Relaxed) {
+/// One merge that is going on.
+struct Merge {
+    stop: Arc<AtomicBool>,
+    behind: WriteBehind,
+}
+
+impl CompactionFilter for Merge {
+    fn filter_item(&mut self, item: ItemAccessor<'_>, _: &Context) -> lsm_tree::Result<Verdict> {
+        if self.stop.load(Ordering::Relaxed) {
             return Err(io::Error::other(STOPPED).into());
         }
+        self.behind.wrote(item.key().len() + item.value()?.len())?;
         Ok(Verdict::Keep)
     }
 }
+
+/// The nice value of the threads that nobody waits for.
+const BACKGROUND_NICE: i32 = 10;
 
 /// Starts the threads of a store.
 pub(super) fn start(shared: &Arc<Shared>, workers: &mut Vec<JoinHandle<()>>) -> Result<(), Fault> {
@@ -133,11 +154,23 @@ pub(super) fn start(shared: &Arc<Shared>, workers: &mut Vec<JoinHandle<()>>) -> 
         let shared = shared.clone();
         let worker = thread::Builder::new()
             .name(name.into())
-            .spawn(move || body(&shared))
+            .spawn(move || {
+                step_back();
+                body(&shared);
+            })
             .map_err(|error| Fault::io("starting a thread of the store", &error))?;
         workers.push(worker);
     }
     Ok(())
+}
+
+/// Lets every other thread of the member go first. Where all cores are in use, what rewrites tables for half a second
+/// would otherwise take its turn between any two steps of a write. It still gets a tenth of what they get, so that
+/// whoever waits for the flush, or for a lock that it holds, does not wait for ever.
+pub(super) fn step_back() {
+    // Linux counts this for the calling thread alone (setpriority(2), "C library/kernel differences"). Refused, all
+    // goes on as it was.
+    let _ = rustix::process::setpriority_process(None, BACKGROUND_NICE);
 }
 
 fn flush_loop(shared: &Shared) {
@@ -187,14 +220,14 @@ fn compact_loop(shared: &Shared) {
 
 /// The newest version of each key of a memtable. All its numbers are below the read number that was published
 /// when it was sealed, so no view that will read the table asks for an older one.
-fn newest_versions(memtable: &Memtable) -> impl Iterator<Item = lsm_tree::Result<InternalValue>> + '_ {
+fn newest_versions(memtable: &Memtable) -> impl Iterator<Item = InternalValue> + '_ {
     let mut last = None;
     memtable.iter().filter_map(move |item| {
         if last.as_ref() == Some(&item.key.user_key) {
             return None;
         }
         last = Some(item.key.user_key.clone());
-        Some(Ok(item))
+        Some(item)
     })
 }
 
@@ -208,8 +241,13 @@ impl Shared {
         };
         {
             let _busy = self.tables_busy.read().unwrap_or_else(PoisonError::into_inner);
+            let mut behind = WriteBehind::new(self.home.tables());
             let tables = guarded("flushing a memtable", || {
-                self.tree.flush_to_tables(newest_versions(&memtable))
+                let items = newest_versions(&memtable).map(|item| {
+                    behind.wrote(item.key.user_key.len() + item.value.len())?;
+                    Ok(item)
+                });
+                self.tree.flush_to_tables(items)
             })?;
             let tables = tables
                 .expect("a tree that keeps its values together writes tables")
@@ -369,7 +407,7 @@ impl Shared {
         // Alone: no table is being written that is not registered yet.
         let _alone = self.tables_busy.write().unwrap_or_else(PoisonError::into_inner);
         let stated = lock(&self.manifest);
-        let Ok(entries) = fs::read_dir(self.home.tree().join("tables")) else {
+        let Ok(entries) = fs::read_dir(self.home.tables()) else {
             return;
         };
         for entry in entries.flatten() {

@@ -198,7 +198,7 @@ fn damage_met_by_the_scrub_ends_the_store() {
     sample(dir.path());
     let store = LsmStore::open(dir.path(), small()).unwrap();
     store.scrub(|_| ()).unwrap();
-    let table = files(&store.shared.home.tree().join("tables")).remove(0);
+    let table = files(&store.shared.home.tables()).remove(0);
     let mut bytes = fs::read(&table).unwrap();
     bytes[100] ^= 1;
     fs::write(&table, bytes).unwrap();

@@ -73,9 +73,7 @@ fn on_a_small_disk() {
     let mut model = Model::new();
     replay(&mut model, 1..=mark);
     assert_eq!(all(&store).unwrap(), model, "reads go on");
-    let tables = fs::read_dir(store.shared.home.tree().join("tables"))
-        .unwrap()
-        .count();
+    let tables = fs::read_dir(store.shared.home.tables()).unwrap().count();
     assert!(
         tables <= 1 + store.shared.tree.table_count(),
         "failed attempts leave no files"
