@@ -11,7 +11,6 @@
 
 use std::collections::VecDeque;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -30,7 +29,6 @@ pub(super) struct ViewState {
     number: SeqNo,
     /// Empty once the view was ended.
     shape: RwLock<Option<Arc<Shape>>>,
-    superseded: AtomicBool,
     graveyard: Arc<Graveyard>,
     /// Keeps the directory for as long as something reads it; let go after the shape.
     home: Arc<Generation>,
@@ -55,14 +53,16 @@ impl ViewState {
     /// Lets go of what the view holds.
     fn end(&self) {
         let shape = self.shape.write().unwrap_or_else(PoisonError::into_inner).take();
-        self.free(shape);
+        if let Some(shape) = shape {
+            self.let_go(shape);
+        }
     }
 
-    /// Frees something that this view held. While the view is the newest, others hold the same and it is cheap.
-    fn free(&self, held: impl Send + 'static) {
-        if self.superseded.load(Ordering::Relaxed) {
+    /// The last holder of a shape has it freed elsewhere; for all others it costs nothing.
+    fn let_go(&self, shape: Arc<Shape>) {
+        if let Some(last) = Arc::into_inner(shape) {
             // The directory stays until it is freed: freeing it removes files.
-            self.graveyard.bury((held, self.home.clone()));
+            self.graveyard.bury((last, self.home.clone()));
         }
     }
 }
@@ -93,7 +93,6 @@ impl Published {
         let current = Arc::new(ViewState {
             number,
             shape: RwLock::new(Some(Arc::new(shape))),
-            superseded: AtomicBool::new(false),
             graveyard,
             home,
         });
@@ -191,12 +190,10 @@ impl Inner {
         let next = Arc::new(ViewState {
             number,
             shape: RwLock::new(Some(shape)),
-            superseded: AtomicBool::new(false),
             graveyard: self.current.graveyard.clone(),
             home: self.current.home.clone(),
         });
         let old = std::mem::replace(&mut self.current, next);
-        old.superseded.store(true, Ordering::Relaxed);
         self.superseded.push_back((Instant::now(), Arc::downgrade(&old)));
         if self.superseded.len() >= self.sweep_at {
             self.superseded.retain(|(_, view)| view.strong_count() > 0);
@@ -230,13 +227,13 @@ impl View for LsmView {
         let Some((from, to)) = clamp(from, to) else {
             return Box::new(std::iter::empty());
         };
-        let opened = self
-            .state
-            .shape()
-            .and_then(|shape| shape.range(from, to, self.state.number));
+        let opened = self.state.shape().and_then(|shape| {
+            let pairs = shape.range(from, to, self.state.number)?;
+            Ok((pairs, shape))
+        });
         match opened {
-            Ok(pairs) => Box::new(LsmRange {
-                pairs: Some(pairs),
+            Ok(opened) => Box::new(LsmRange {
+                opened: Some(opened),
                 state: self.state.clone(),
             }),
             Err(fault) => Box::new(std::iter::once(Err(fault.into()))),
@@ -246,7 +243,8 @@ impl View for LsmView {
 
 /// Pairs of a view in key order, from both ends. After an error it ends.
 struct LsmRange {
-    pairs: Option<Pairs>,
+    /// The shape outlives the pairs, which hold parts of it: so that closing a range frees nothing large but through it.
+    opened: Option<(Pairs, Arc<Shape>)>,
     state: Arc<ViewState>,
 }
 
@@ -255,7 +253,7 @@ impl LsmRange {
         &mut self,
         take: impl FnOnce(&mut Pairs) -> Option<lsm_tree::Result<lsm_tree::InternalValue>>,
     ) -> Option<StoreItem> {
-        let pairs = self.pairs.as_mut()?;
+        let (pairs, _) = self.opened.as_mut()?;
         let step = if self.state.ended() {
             Err(Fault::Expired)
         } else {
@@ -275,7 +273,10 @@ impl LsmRange {
     }
 
     fn close(&mut self) {
-        self.state.free(self.pairs.take());
+        if let Some((pairs, shape)) = self.opened.take() {
+            drop(pairs);
+            self.state.let_go(shape);
+        }
     }
 }
 
