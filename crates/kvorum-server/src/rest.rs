@@ -134,7 +134,7 @@ async fn route(inner: &Inner, request: Request<Incoming>) -> Response<Body> {
         _ if endpoint == Endpoint::Gateway => inner.gateway.answer(&path, request).await,
         Some(parameter) => answer(core, endpoint, parameter, request).await,
         None => {
-            let in_text = core.surfaces.errors_as_text || endpoint.answers_in_text();
+            let in_text = core.surfaces.errors_as_text || endpoint.answers_in_text() || endpoint.is_of_etcd();
             not_allowed(&table::methods(&path), in_text)
         }
     };
@@ -190,6 +190,8 @@ async fn answer(
         Endpoint::Batch => in_json(raft_kv_store::rest_batch(core, request).await),
         Endpoint::Status => in_json(raft_kv_store::rest_status(core, &request).await),
         Endpoint::Health => health(core, &query).await,
+        // A slash with nothing behind it names no check.
+        Endpoint::Livez | Endpoint::Readyz if request.uri().path().ends_with('/') => dist_kv::no_such_page(),
         Endpoint::Livez => Probe::Livez.answer(core, parameter, &query).await,
         Endpoint::Readyz => Probe::Readyz.answer(core, parameter, &query).await,
         Endpoint::Version => json_response(StatusCode::OK, &version(core)),
@@ -433,7 +435,7 @@ impl Probe {
     /// `only` names one check; empty, all are done.
     async fn answer(self, core: &Core, only: &str, query: &str) -> Response<Body> {
         if !only.is_empty() && !self.checks().contains(&only) {
-            return error_response(Status::not_found("Not Found").into());
+            return dist_kv::no_such_page();
         }
         let parameters = parameters(query);
         let is_excluded = |check: &str| parameters.contains(&("exclude", check));

@@ -2,10 +2,16 @@
 //! nothing for what is empty, 64-bit numbers as strings, bytes in base64, enums by name; unknown fields are passed
 //! over.
 //!
+//! A field that is given twice, under whichever of its names, is refused: which one counts would be anybody's guess.
+//!
 //! Nesting is bounded by serde_json (128 levels), and what is unknown is skipped without recursion.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
+use std::collections::BTreeSet;
+use std::fmt;
+
+use prost_reflect::{DeserializeOptions, DynamicMessage, Kind, MessageDescriptor, SerializeOptions};
+use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Deserializer;
 use tonic::Status;
 
@@ -14,11 +20,69 @@ pub(super) fn read(descriptor: &MessageDescriptor, json: &[u8]) -> Result<Dynami
     if json.iter().all(u8::is_ascii_whitespace) {
         return Ok(DynamicMessage::new(descriptor.clone()));
     }
+    let refused = |error: serde_json::Error| {
+        Status::invalid_argument(format!("the body is not a {}: {error}", descriptor.name()))
+    };
     let options = DeserializeOptions::new().deny_unknown_fields(false);
     let mut deserializer = Deserializer::from_slice(json);
-    DynamicMessage::deserialize_with_options(descriptor.clone(), &mut deserializer, &options).map_err(
-        |error| Status::invalid_argument(format!("the body is not a {}: {error}", descriptor.name())),
-    )
+    let message = DynamicMessage::deserialize_with_options(descriptor.clone(), &mut deserializer, &options);
+    let message = message.map_err(refused)?;
+    // The reader above takes the last of several.
+    let once = OnlyOnce(descriptor.clone()).deserialize(&mut Deserializer::from_slice(json));
+    once.map_err(refused)?;
+    Ok(message)
+}
+
+/// Passes over a message's JSON and fails where a field is given twice. What it is not is for the reader to say.
+struct OnlyOnce(MessageDescriptor);
+
+impl<'de> DeserializeSeed<'de> for OnlyOnce {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for OnlyOnce {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a {}", self.0.name())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    /// The elements of a repeated field.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
+        while elements.next_element_seed(OnlyOnce(self.0.clone()))?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+        let mut seen = BTreeSet::new();
+        while let Some(name) = fields.next_key::<String>()? {
+            let field = self.0.get_field_by_json_name(&name);
+            let Some(field) = field.or_else(|| self.0.get_field_by_name(&name)) else {
+                fields.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            if !seen.insert(field.number()) {
+                return Err(A::Error::custom(format_args!(
+                    "the field `{name}` is given twice"
+                )));
+            }
+            match field.kind() {
+                Kind::Message(descriptor) if !field.is_map() => {
+                    fields.next_value_seed(OnlyOnce(descriptor))?
+                }
+                _ => drop(fields.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Writes a message between `before` and `after`.
@@ -210,6 +274,24 @@ mod tests {
             ("etcdserverpb.PutRequest", r#"{"prev_kv":"true"}"#),
             ("etcdserverpb.RangeRequest", r#"{"sort_order":2147483648}"#),
             ("etcdserverpb.HashKVResponse", r#"{"hash":-1}"#),
+            // Twice: under one name, under both, empty, in what is nested, of a oneof.
+            ("etcdserverpb.PutRequest", r#"{"key":"YQ==","key":"Yg=="}"#),
+            ("etcdserverpb.PutRequest", r#"{"key":"YQ==","key":"YQ=="}"#),
+            ("etcdserverpb.PutRequest", r#"{"prev_kv":true,"prevKv":true}"#),
+            ("etcdserverpb.PutRequest", r#"{"key":null,"key":"YQ=="}"#),
+            ("etcdserverpb.TxnRequest", r#"{"success":[],"success":[]}"#),
+            (
+                "etcdserverpb.TxnRequest",
+                r#"{"success":[{},{"request_put":{"key":"YQ==","key":"Yg=="}}]}"#,
+            ),
+            (
+                "etcdserverpb.WatchRequest",
+                r#"{"create_request":{"key":"YQ=="},"createRequest":{"key":"YQ=="}}"#,
+            ),
+            (
+                "etcdserverpb.WatchRequest",
+                r#"{"create_request":{"key":"YQ=="},"cancel_request":{"watch_id":1}}"#,
+            ),
             ("etcdserverpb.TxnRequest", &txn),
             ("etcdserverpb.TxnRequest", &deep("[", "]")),
         ] {
@@ -220,6 +302,12 @@ mod tests {
         // What nobody knows may be as deep as it likes.
         let unknown = format!(r#"{{"unknown":{}}}"#, deep("[", "]"));
         read(&descriptor("etcdserverpb.PutRequest"), unknown.as_bytes()).unwrap();
+        // And be there as often as it likes.
+        check(
+            "etcdserverpb.PutRequest",
+            r#"{"a":1,"key":"YQ==","a":[{"key":1,"key":2}]}"#,
+            r#"{"key":"YQ=="}"#,
+        );
     }
 
     #[test]

@@ -31,6 +31,13 @@ impl Endpoint {
         matches!(self, KeyCreate | KeyGet | KeyDelete | Hello | RegisterFollower)
     }
 
+    /// Whether it is a route of etcd's beside its gateway: what is not there, or not with this method, is told there in
+    /// lines of text.
+    pub(super) fn is_of_etcd(self) -> bool {
+        use Endpoint::*;
+        matches!(self, Health | Livez | Readyz | Version | Metrics | DebugVars)
+    }
+
     /// Whether pages of other origins call it: the console's and that of "raft-kv".
     pub(super) fn is_for_pages(self) -> bool {
         use Endpoint::*;

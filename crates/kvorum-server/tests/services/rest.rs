@@ -487,7 +487,34 @@ async fn probes() {
         get(&server, "/readyz?exclude=linearizable_read").await.status,
         200
     );
-    assert_eq!(get(&server, "/readyz/nonsense").await.status, 404);
+    // As etcd says it, whose probes they are; `/livez/` once was `/livez`.
+    for path in [
+        "/readyz/nonsense",
+        "/livez/linearizable_read",
+        "/livez/",
+        "/readyz/",
+    ] {
+        let answer = get(&server, path).await;
+        assert_eq!(
+            (answer.status, &answer.body[..]),
+            (404, "404 page not found\n"),
+            "{path}"
+        );
+    }
+    for path in [
+        "/livez",
+        "/readyz/non_learner",
+        "/health",
+        "/version",
+        "/debug/vars",
+    ] {
+        let answer = send(&server, "POST", path, "", b"").await;
+        assert_eq!(
+            (answer.status, &answer.body[..]),
+            (405, "Method Not Allowed\n"),
+            "{path}"
+        );
+    }
 
     server.publish(|status| status.configuration = kvorum_raft::Configuration::of_voters([9]));
     let answer = get(&server, "/readyz/non_learner").await;

@@ -63,6 +63,7 @@ pub fn plan(mut values: Values, base: Settings) -> Result<Plan, String> {
     let serve = &mut plan.settings.serve;
     serve.allow_plaintext = true;
     serve.surfaces.health_as_etcd = true;
+    serve.surfaces.errors_as_text = true;
     serve.surfaces.cors = match values.list("cors") {
         none if none.is_empty() => vec!["*".to_owned()],
         origins => origins,

@@ -319,6 +319,7 @@ fn without_flags_it_is_etcds_default_member() {
         (1, true)
     );
     assert!(serve.etcd.pre_vote && !serve.etcd.rpc_durations && serve.surfaces.health_as_etcd);
+    assert!(serve.surfaces.errors_as_text);
     let log = planned("").unwrap().settings.log;
     assert_eq!(
         (log.format, log.outputs),

@@ -1,7 +1,7 @@
 //! The JSON gateway and the probes, held against the reference over HTTP: the same requests to both, one after the
 //! other, status and bodies compared field by field.
 //!
-//! By shape only: identifiers of cluster, members and leases that a server chooses, terms, sizes, versions. kvorum
+//! By shape only: identifiers of cluster, members and leases that a server chooses, terms, sizes, versions, tokens. kvorum
 //! says more in some places, on purpose: `error` and `details` in errors (for clients of older gateways),
 //! `kvorum` in `/version`, the fields of another system in `/health`. The words about bodies that are no JSON are each
 //! parser's own.
@@ -19,7 +19,7 @@ use crate::reference::Reference;
 /// Longest that an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// What has another value on each server.
-const BY_SHAPE: [&str; 14] = [
+const BY_SHAPE: [&str; 15] = [
     "cluster_id",
     "member_id",
     "raft_term",
@@ -34,11 +34,12 @@ const BY_SHAPE: [&str; 14] = [
     "storageVersion",
     "etcdserver",
     "remaining_bytes",
+    "token",
 ];
 
 /// How an answer is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum By {
+pub enum By {
     /// All fields.
     Fields,
     /// The names of the fields at the top.
@@ -51,17 +52,18 @@ enum By {
     Text,
 }
 
-fn post(path: &str, body: Value) -> (&'static str, String, String, By) {
+pub fn post(path: &str, body: Value) -> Call {
     ("POST", format!("/v3/{path}"), body.to_string(), By::Fields)
 }
 
 /// Base64.
-fn b(text: &str) -> String {
+pub fn b(text: &str) -> String {
     use base64::Engine;
     base64::engine::general_purpose::STANDARD.encode(text)
 }
 
-type Call = (&'static str, String, String, By);
+/// Method, path, body, and how the answers are compared.
+pub type Call = (&'static str, String, String, By);
 
 fn of_keys() -> Vec<Call> {
     let (a, c) = (b("a"), b("c"));
@@ -264,6 +266,9 @@ fn of_bad_input() -> Vec<Call> {
         bad(r#"{"lease":true}"#),
         bad(r#"{"prev_kv":"true"}"#),
         bad(r#"{"key":"YQ==""#),
+        bad(r#"{"key":"YQ==","key":"Yg=="}"#),
+        bad(r#"{"key":null,"key":"YQ=="}"#),
+        bad(r#"{"prev_kv":false,"prevKv":false}"#),
         ("POST", "/v3/kv/txn".to_owned(), deep, By::Code),
         post(
             "kv/put",
@@ -285,8 +290,59 @@ fn of_bad_input() -> Vec<Call> {
         post("kv/nothing", json!({})),
         post("", json!({})),
         post("kv/range/", json!({})),
+        ("GET", "/v3/".to_owned(), String::new(), By::Fields),
+        ("GET", "/v3/nothing".to_owned(), String::new(), By::Fields),
+        ("DELETE", "/v3/kv/nothing".to_owned(), String::new(), By::Fields),
     ];
     calls.extend(routes);
+    let to = |path: &str, body: &str, by| ("POST", format!("/v3/{path}"), body.to_owned(), by);
+    calls.extend(
+        [
+            r#"{"success":[],"success":[]}"#,
+            r#"{"success":[{"request_put":{"key":"YQ==","key":"Yg=="}}]}"#,
+            r#"{"success":[{"request_range":{"key":"YQ=="},"request_put":{"key":"YQ=="}}]}"#,
+        ]
+        .map(|body| to("kv/txn", body, By::Code)),
+    );
+    // What nobody knows may be there twice, and null is in no oneof.
+    calls.push(to(
+        "kv/range",
+        r#"{"key":"YQ==","unknown":1,"unknown":2}"#,
+        By::Fields,
+    ));
+    calls.push(to(
+        "kv/txn",
+        r#"{"success":[{"request_range":{"key":"YQ=="},"request_put":null}]}"#,
+        By::Fields,
+    ));
+    // Kinds that nobody knows, by name and by number, and numbers that are none of a kind.
+    for kind in [
+        "9",
+        "-1",
+        "\"ZZ\"",
+        "\"1\"",
+        "2147483647",
+        "2147483648",
+        "-2147483649",
+        "1.5",
+        "true",
+        "null",
+        "[]",
+    ] {
+        let range = format!(r#"{{"key":"YQ==","sort_order":{kind}}}"#);
+        calls.push(to("kv/range", &range, By::Code));
+    }
+    for filter in ["9", "\"ZZ\"", "\"1\"", "2147483647"] {
+        let watch = format!(r#"{{"create_request":{{"key":"YQ==","filters":[{filter}]}}}}"#);
+        calls.push(to("watch", &watch, By::Lines(1)));
+    }
+    for compare in [
+        r#"{"target":"ZZ","key":"YQ=="}"#,
+        r#"{"result":"ZZ","key":"YQ==","version":"1"}"#,
+    ] {
+        calls.push(to("kv/txn", &format!(r#"{{"compare":[{compare}]}}"#), By::Fields));
+    }
+    calls.push(to("maintenance/alarm", r#"{"action":"ZZ"}"#, By::Fields));
     calls
 }
 
@@ -304,6 +360,11 @@ fn of_probes() -> Vec<Call> {
         "/readyz/linearizable_read",
         "/readyz/data_corruption?verbose",
         "/readyz/non_learner",
+        "/livez/",
+        "/readyz/",
+        "/livez/linearizable_read",
+        "/readyz/nothing",
+        "/readyz/non_learner/",
     ]
     .iter()
     .map(|path| get(path, By::Text))
@@ -317,16 +378,27 @@ fn of_probes() -> Vec<Call> {
         ]
         .map(|path| get(path, By::Fields)),
     );
+    for method in ["POST", "PUT", "DELETE", "PATCH"] {
+        let paths = [
+            "/health",
+            "/livez",
+            "/livez/serializable_read",
+            "/readyz",
+            "/version",
+            "/debug/vars",
+        ];
+        calls.extend(paths.map(|path| (method, path.to_owned(), String::new(), By::Text)));
+    }
     calls
 }
 
-/// Status and body.
-async fn call(address: &str, (method, path, body, by): &Call) -> (u16, String) {
+/// Status and body; `headers` are whole lines.
+pub async fn call(address: &str, headers: &str, (method, path, body, by): &Call) -> (u16, String) {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
         let length = body.len();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
         );
         stream.write_all(head.as_bytes()).await?;
         // A body that is refused early is not read to its end.
@@ -368,7 +440,7 @@ fn lines(body: &str) -> Vec<Value> {
 }
 
 /// Without what is compared by shape, and without what only kvorum says.
-fn normal(mut value: Value, path: &str) -> Value {
+pub fn normal(mut value: Value, path: &str) -> Value {
     fn visit(value: &mut Value) {
         match value {
             Value::Object(fields) => {
@@ -400,7 +472,7 @@ fn normal(mut value: Value, path: &str) -> Value {
 }
 
 /// What of an answer is compared.
-fn compared(call: &Call, (status, body): &(u16, String)) -> (u16, Value) {
+pub fn compared(call: &Call, (status, body): &(u16, String)) -> (u16, Value) {
     let (_, path, _, by) = call;
     let value = || normal(serde_json::from_str(body).unwrap_or_else(|_| json!(body)), path);
     let shown = match by {
@@ -443,8 +515,8 @@ async fn the_gateway_answers_alike() {
     let (mut differences, mut count) = (Vec::new(), 0);
     for request in parts.iter().flatten() {
         count += 1;
-        let ours = compared(request, &call(&cluster.members[0].client, request).await);
-        let theirs = compared(request, &call(&reference.client, request).await);
+        let ours = compared(request, &call(&cluster.members[0].client, "", request).await);
+        let theirs = compared(request, &call(&reference.client, "", request).await);
         if ours != theirs {
             let (method, path, body, _) = request;
             let body: String = body.chars().take(200).collect();

@@ -16,6 +16,7 @@ mod call;
 mod cluster;
 mod ctl;
 mod gateway;
+mod gateway_users;
 mod generate;
 #[path = "../processes/http.rs"]
 mod http;
