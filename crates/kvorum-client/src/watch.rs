@@ -114,7 +114,11 @@ impl Watcher {
             };
             let position = stream.position;
             let loss = match stream.answers.message().await {
-                Ok(Some(answer)) if self.wants_login(&answer).await => Loss::Passing(answer.cancel_reason),
+                // Nothing is lost and the server is well: it only wants another token.
+                Ok(Some(answer)) if self.wants_login(&answer).await => {
+                    self.stream = None;
+                    continue;
+                }
                 Ok(Some(answer)) => match self.take(answer) {
                     Ok(Some(item)) => return Ok(item),
                     Ok(None) => continue,

@@ -156,6 +156,15 @@ impl Acquaintance {
         Ok(())
     }
 
+    /// Whether the cluster's records name this member. (A Hello is taken from others as well: a member may call before
+    /// its own entry was applied here.)
+    pub fn is_member(&self, id: u64) -> bool {
+        self.members
+            .read()
+            .expect("no panic while held")
+            .contains_key(&id)
+    }
+
     /// What a joiner says, that knows only its name and addresses.
     pub fn joiner_hello(name: &str, peer_addresses: Vec<String>) -> Hello {
         Hello {

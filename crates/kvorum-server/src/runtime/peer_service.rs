@@ -197,7 +197,7 @@ impl Peer for PeerService {
         let hello = request.hello.take();
         let hello = hello.ok_or_else(|| Status::invalid_argument("a peer starts with a Hello"))?;
         self.acquaintance.judge(&hello)?;
-        if hello.member_id == 0 {
+        if !self.acquaintance.is_member(hello.member_id) {
             return Err(Status::permission_denied("only members hand changes on"));
         }
         operations::forwarded(&self.handle, request)
@@ -209,15 +209,21 @@ impl Peer for PeerService {
         let PeerJoinRequest { hello, request } = request.into_inner();
         let hello = hello.ok_or_else(|| Status::invalid_argument("a peer starts with a Hello"))?;
         self.acquaintance.judge(&hello)?;
-        // Who is no member has no name here, and so no right where rights count.
-        let is_open = self.open_join && !self.handle.state().auth().is_enabled();
-        if hello.member_id == 0 && !is_open {
+        let from_member = self.acquaintance.is_member(hello.member_id);
+        if !from_member && !self.open_join {
             return Err(Status::permission_denied("only members hand announcements on"));
+        }
+        // Who is no member has no name here, and so no right where rights count.
+        if !from_member && self.handle.state().auth().is_enabled() {
+            return Err(Status::permission_denied(
+                "authentication is on, so members do not announce themselves; an administrator announces this one: \
+                 `kvorum member add`",
+            ));
         }
         let request = request.unwrap_or_default();
         let record = joining::record_of(&request)?;
         let leader = self.handle.leader();
-        if hello.member_id == 0 && leader != self.handle.identity().member_id {
+        if !from_member && leader != self.handle.identity().member_id {
             return self.net.forward_join(leader, request).await.map(Response::new);
         }
         let deadline = self.handle.deadline(None);

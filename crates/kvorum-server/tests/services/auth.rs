@@ -1,7 +1,9 @@
 //! Users, roles, permissions and tokens over the wire.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
+use kvorum_model::{AuthCommand, Caller, Command, Envelope, Origin};
 use kvorum_proto::Outcome;
 use kvorum_proto::authpb::permission::Type;
 use kvorum_proto::etcdserverpb::auth_client::AuthClient;
@@ -12,7 +14,7 @@ use tonic::{Code, Request, Status};
 
 use crate::access::{Guarded, add_user, log_in, permission};
 use crate::etcd_watch::Watching;
-use crate::replica::{Server, Setting};
+use crate::replica::{OTHER, Server, Setting};
 
 #[track_caller]
 fn check<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, text: &str) {
@@ -426,4 +428,135 @@ async fn sessions_belong_to_their_users() {
         Code::FailedPrecondition,
         "kvorum: session expired; outcome unknown",
     );
+}
+
+/// A change of users, roles or permissions as it reaches this member from another one.
+fn by_root(command: AuthCommand) -> Envelope {
+    Envelope {
+        time_ms: 0,
+        origin: Origin {
+            member: OTHER,
+            boot: 1,
+            seq: 1,
+        },
+        session: None,
+        caller: Some(Caller {
+            user: "root".to_owned(),
+            auth_revision: 1,
+        }),
+        command: Command::Auth(command),
+    }
+}
+
+fn new_role(name: &str) -> Envelope {
+    by_root(AuthCommand::RoleAdd {
+        name: name.to_owned(),
+    })
+}
+
+const OLD: &str = "etcdserver: revision of auth store is old";
+
+/// A write was checked here, and another member's change of roles came before it into the log: what it was checked
+/// against is not what holds. Nothing was applied, so this member looks again, and once more.
+#[tokio::test]
+async fn a_write_that_a_change_of_roles_overtook_is_checked_and_tried_once_more() {
+    let guarded = Guarded::start().await;
+    let overtake = |changes: &[&[Envelope]]| {
+        let ahead = changes.iter().map(|changes| changes.to_vec()).collect();
+        guarded.server.set(|behaviour| behaviour.ahead = ahead);
+    };
+    overtake(&[&[new_role("a")]]);
+    let before = guarded.put("root", put("own/a")).await.unwrap().header.unwrap();
+    overtake(&[&[new_role("b")]]);
+    let after = guarded.put("user", put("own/a")).await.unwrap().header.unwrap();
+    assert_eq!(after.revision, before.revision + 1, "it took effect once");
+    // Overtaken a second time, the caller hears of it, and knows that nothing was applied.
+    overtake(&[&[new_role("c")], &[new_role("d")]]);
+    let refused = guarded.put("user", put("own/a")).await.unwrap_err();
+    assert_eq!(Outcome::of(&refused), Some(Outcome::NotApplied));
+    check::<()>(Err(refused), Code::InvalidArgument, OLD);
+    // What a session was told stays: under the same number nothing else can come of it.
+    let mut kvorum = KvorumClient::new(guarded.server.channel().await);
+    let registered = kvorum
+        .register_session(guarded.request("user", RegisterSessionRequest {}))
+        .await;
+    let session = registered.unwrap().into_inner().session_id;
+    overtake(&[&[new_role("e")]]);
+    let mut kv = KvClient::new(guarded.server.channel().await);
+    for number in [1, 1, 2] {
+        let mut request = guarded.request("user", put("own/a"));
+        let name = format!("{session}-{number}").parse().unwrap();
+        request.metadata_mut().insert("kvorum-session", name);
+        let answer = kv.put(request).await;
+        match number {
+            1 => check(answer, Code::InvalidArgument, OLD),
+            _ => assert_eq!(
+                answer.unwrap().into_inner().header.unwrap().revision,
+                after.revision + 1
+            ),
+        }
+    }
+}
+
+/// The second look is a whole one: what the change took away is gone.
+#[tokio::test]
+async fn a_write_that_its_users_loss_overtook_is_refused() {
+    let guarded = Guarded::start().await;
+    let before = guarded.put("user", put("own/a")).await.unwrap().header.unwrap();
+    let lost = by_root(AuthCommand::UserRevokeRole {
+        name: "user".to_owned(),
+        role: "own".to_owned(),
+    });
+    guarded
+        .server
+        .set(|behaviour| behaviour.ahead = [vec![lost]].into());
+    let denied = "etcdserver: permission denied";
+    check(
+        guarded.put("user", put("own/a")).await,
+        Code::PermissionDenied,
+        denied,
+    );
+    let after = guarded.put("root", put("own/a")).await.unwrap().header.unwrap();
+    assert_eq!(after.revision, before.revision + 1, "nothing was applied");
+}
+
+/// Authentication was turned on elsewhere, and the caller logged in there, before this member heard of either: its
+/// write carries nobody's name, is refused when it is applied, and then goes on under the name that it always had.
+#[tokio::test]
+async fn a_write_that_authentication_overtook_is_tried_as_who_sent_it() {
+    let server = Server::start();
+    let mut auth = AuthClient::new(server.channel().await);
+    add_user(&mut auth, "root").await;
+    let grant = pb::AuthUserGrantRoleRequest {
+        user: "root".to_owned(),
+        role: "root".to_owned(),
+    };
+    auth.user_grant_role(grant).await.unwrap();
+    let revision = auth
+        .auth_status(pb::AuthStatusRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .auth_revision;
+    let turned_on = || {
+        let login = by_root(AuthCommand::Authenticate {
+            user: "root".to_owned(),
+            token: kvorum_model::Secret(b"abcdefghijklmnop".to_vec().into()),
+            auth_revision: revision,
+        });
+        VecDeque::from([vec![by_root(AuthCommand::Enable), login]])
+    };
+    let token = format!("abcdefghijklmnop.{}", server.handle.state().facts().applied + 2);
+    server.set(|behaviour| behaviour.ahead = turned_on());
+    let mut request = Request::new(put("a"));
+    request.metadata_mut().insert("token", token.parse().unwrap());
+    let mut kv = KvClient::new(server.channel().await);
+    kv.put(request).await.unwrap();
+    // And who had no token has none now.
+    let mut request = Request::new(pb::AuthDisableRequest {});
+    request.metadata_mut().insert("token", token.parse().unwrap());
+    auth.auth_disable(request).await.unwrap();
+    server.set(|behaviour| behaviour.ahead = [vec![by_root(AuthCommand::Enable)]].into());
+    let nobody = kv.put(put("a")).await;
+    check(nobody, Code::InvalidArgument, "etcdserver: user name is empty");
 }

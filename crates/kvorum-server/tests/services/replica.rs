@@ -1,6 +1,6 @@
 //! The replica behind the tests, and a server before it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -46,6 +46,8 @@ pub struct Behaviour {
     pub asked: Vec<String>,
     /// Changes the time that new entries carry.
     pub time_ms: u64,
+    /// What others had proposed by the time that the next batch of writes is applied, each list before one.
+    pub ahead: VecDeque<Vec<Envelope>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -297,7 +299,20 @@ fn replicate(
         let now = behaviour.lock().unwrap().clone();
         let seqs: Vec<u64> = batch.writes.iter().map(|write| write.seq).collect();
         match now.writes {
-            None => apply(&mut machine, &mut batch, now.time_ms, port, hub),
+            None => {
+                let ahead = match batch.writes.is_empty() {
+                    true => None,
+                    false => behaviour.lock().unwrap().ahead.pop_front(),
+                };
+                apply(
+                    &mut machine,
+                    ahead.unwrap_or_default(),
+                    &mut batch,
+                    now.time_ms,
+                    port,
+                    hub,
+                );
+            }
             Some(Trouble::Silence) => {}
             Some(Trouble::Failure(failure)) => port.pending().fail_writes(&seqs, failure.into()),
         }
@@ -373,16 +388,18 @@ fn replicate(
 
 fn apply(
     machine: &mut StateMachine<MemStore>,
+    ahead: Vec<Envelope>,
     batch: &mut Batch<Stop>,
     time_ms: u64,
     port: &ReplicaPort,
     hub: &WatchHandle,
 ) {
     let first = machine.applied().1 + 1;
+    let commands = batch.writes.drain(..).map(|write| write.command);
     let entries: Vec<ApplyEntry> = (first..)
-        .zip(batch.writes.drain(..))
-        .map(|(index, write)| {
-            let mut command = write.command.to_vec();
+        .zip(ahead.iter().map(Envelope::encode).chain(commands))
+        .map(|(index, command)| {
+            let mut command = command.to_vec();
             Envelope::stamp(&mut command, time_ms);
             ApplyEntry {
                 index,

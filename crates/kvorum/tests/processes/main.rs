@@ -31,3 +31,4 @@ mod surfaces;
 mod turns;
 mod unknown;
 mod users;
+mod users_clients;

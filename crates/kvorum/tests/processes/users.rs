@@ -21,7 +21,7 @@ fn check_refused(ran: &Ran, words: &str) {
 async fn only_who_may_does_on_every_member_and_after_its_loss() {
     const ROOT: &str = "root:secret";
     const READER: &str = "reader:r";
-    let mut cluster = Cluster::start(3, &[]).await;
+    let mut cluster = Cluster::start(3, &["--bcrypt-cost", "4"]).await;
     // Asked now: later, only who is known is told.
     let leader = cluster.leader().await;
     let all = cluster.endpoints(0).join(",");
