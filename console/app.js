@@ -1,8 +1,10 @@
-// The live page of a cluster: polls every member by itself and shows it, with Get, Set and Del on each.
+// The live page of a cluster: polls every member by itself and shows it, with Get, Set and Del on each. Where members
+// ask who calls, it asks for user and password, keeps the token that it gets for them, and nothing of both longer than
+// the page lives.
 
-import { Component, h, render } from "./vendor/preact.mjs";
+import { Component, createRef, h, render } from "./vendor/preact.mjs";
 import htm from "./vendor/htm.mjs";
-import { del, get, parseMembers, probe, set } from "./member.js";
+import { del, get, logIn, parseMembers, probe, set } from "./member.js";
 
 const html = htm.bind(h);
 
@@ -45,28 +47,29 @@ class Member extends Component {
       result = await operation(key);
       result.text += ` · ${(performance.now() - start).toFixed(1)} ms`;
     } catch (error) {
-      result = { tone: "bad", text: `${word}: ${error.message}` };
+      result = { tone: "bad", text: `${word}: ${error.wantsLogin ? "log in first" : error.message}` };
+      if (error.wantsLogin) this.props.onLocked();
     }
     done(result);
   }
 
   get = () => this.run("get", async (key) => {
-    const value = await get(this.props.member.base, key);
+    const value = await get(this.props.member.base, key, this.props.session);
     if (value === null) return { tone: "none", text: "not found" };
     return { tone: "good", text: "found", value };
   });
   set = () => this.run("set", async (key) => {
-    await set(this.props.member.base, key, this.state.value);
+    await set(this.props.member.base, key, this.state.value, this.props.session);
     return { tone: "good", text: "set" };
   });
   del = () => this.run("del", async (key) => {
-    await del(this.props.member.base, key);
+    await del(this.props.member.base, key, this.props.session);
     return { tone: "good", text: "deleted" };
   });
 
   render({ member, seen, commit }, { key, value, result, busy, runs }) {
     const figures = seen?.figures;
-    const state = !seen ? "asking" : figures ? figures.state : "down";
+    const state = !seen ? "asking" : figures ? figures.state : seen.locked ? "locked" : "down";
     const behind = figures && commit > figures.applied ? commit - figures.applied : 0n;
     const submit = (event) => {
       event.preventDefault();
@@ -88,7 +91,8 @@ class Member extends Component {
               <${Figure} name="last log index" value=${figures.lastIndex} />
               <${Figure} name="last log term" value=${figures.lastTerm} />
             </dl>`
-          : html`<p class="why">${seen ? `${seen.why}, ${since(seen.at)}` : "asking …"}</p>`}
+          : html`<p class="why">${!seen ? "asking …" : seen.locked ? "shows its figures to users who are logged in"
+              : `${seen.why}, ${since(seen.at)}`}</p>`}
         <form onSubmit=${submit}>
           <input aria-label="Key on ${member.name}" name="key" placeholder="key" autocomplete="off" spellcheck=${false}
             value=${key} onInput=${(event) => this.setState({ key: event.target.value })} />
@@ -119,6 +123,8 @@ function since(at) {
 function summary(members, seen) {
   const answers = members.map((member) => seen.get(member.base));
   if (answers.some((answer) => !answer)) return { tone: "asking", text: "Asking the members …" };
+  const locked = answers.filter((answer) => answer.locked).length;
+  if (locked) return { tone: "warn", text: `${locked} of ${plural(members.length, "member")} ${locked === 1 ? "asks" : "ask"} who calls: log in` };
   const up = answers.filter((answer) => answer.figures).map((answer) => answer.figures);
   const count = `${up.length} of ${plural(members.length, "member")} ${up.length === 1 ? "answers" : "answer"}`;
   const term = largest(up.map((figures) => figures.term));
@@ -163,9 +169,43 @@ class Members extends Component {
   }
 }
 
+/** Asks who the reader is. The password goes no further than into the one call. */
+class Login extends Component {
+  state = { error: null, busy: false };
+  form = createRef();
+
+  componentDidMount() {
+    this.form.current.elements.user.focus();
+  }
+
+  logIn = async (event) => {
+    event.preventDefault();
+    const { user, password } = event.target.elements;
+    this.setState({ busy: true, error: null });
+    try {
+      this.props.onSession(await logIn(this.props.bases, user.value, password.value));
+    } catch (error) {
+      password.value = "";
+      this.setState({ busy: false, error: error.message }, () => password.focus());
+    }
+  };
+
+  render({ user }, { error, busy }) {
+    return html`
+      <form class="login" ref=${this.form} onSubmit=${this.logIn} aria-label="Log in">
+        <h2>Log in</h2>
+        <p>${user ? `The login of ${user} ended.` : "This cluster asks who calls."}</p>
+        <label>User <input name="user" autocomplete="username" spellcheck=${false} required defaultValue=${user} /></label>
+        <label>Password <input name="password" type="password" autocomplete="current-password" /></label>
+        ${error && html`<p class="bad" role="alert">${error}</p>`}
+        <button type="submit" disabled=${busy}>${busy ? "…" : "Log in"}</button>
+      </form>`;
+  }
+}
+
 class App extends Component {
   state = { own: null, chosen: saved.read().members || null, interval: saved.read().interval ?? 1000,
-            seen: new Map(), choosing: false, trouble: null };
+            seen: new Map(), choosing: false, trouble: null, session: null, asked: null };
   round = 0;
 
   componentDidMount() {
@@ -199,24 +239,38 @@ class App extends Component {
     while (round === this.round && !document.hidden) {
       let answer;
       try {
-        answer = { figures: await probe(member.base) };
+        answer = { figures: await probe(member.base, this.state.session) };
       } catch (error) {
         const before = this.state.seen.get(member.base);
-        answer = { why: error.message, at: before?.at ?? Date.now() };
+        answer = { why: error.message, at: before?.at ?? Date.now(), locked: error.wantsLogin };
       }
       if (round !== this.round) return;
-      this.setState(({ seen }) => ({ seen: new Map(seen).set(member.base, answer) }));
+      this.setState(({ seen, session, asked }) => {
+        const now = new Map(seen).set(member.base, answer);
+        const isLocked = [...now.values()].some((answer) => answer.locked);
+        return { seen: now, asked: answer.locked ? { user: session?.user } : isLocked ? asked : null };
+      });
       if (this.state.interval === 0) return;
       await new Promise((resolve) => setTimeout(resolve, this.state.interval));
     }
   }
+
+  /** A member refused a call for want of a login. */
+  locked = () => this.setState(({ session }) => ({ asked: { user: session?.user } }));
+
+  /** Who calls from now on; `null`: nobody. What was answered to somebody else is forgotten. */
+  become = (session) => {
+    this.setState({ session, asked: null, seen: new Map() }, () => this.restart());
+  };
 
   choose = (chosen) => {
     // What the server of this page reaches by itself is called through it.
     const known = (member) => this.state.own?.find((own) => own.address === member.address);
     const members = chosen?.map((member) => ({ ...member, base: known(member)?.base ?? member.base })) ?? null;
     saved.write({ members });
-    this.setState({ chosen: members, seen: new Map(), choosing: false }, () => this.restart());
+    this.setState({ chosen: members, choosing: false });
+    // They may be another cluster's, whom the token is no business of.
+    this.become(null);
   };
 
   setInterval = (event) => {
@@ -225,7 +279,7 @@ class App extends Component {
     this.setState({ interval }, () => this.restart());
   };
 
-  render(_, { seen, interval, choosing, chosen, trouble }) {
+  render(_, { seen, interval, choosing, chosen, trouble, session, asked }) {
     const members = this.members;
     const commit = largest(members.map((member) => seen.get(member.base)?.figures?.commit ?? 0n));
     const { tone, text } = trouble ? { tone: "bad", text: trouble } : summary(members, seen);
@@ -236,15 +290,19 @@ class App extends Component {
         <label>refresh <select value=${interval} onChange=${this.setInterval}>
           ${INTERVALS.map(([name, value]) => html`<option value=${value} selected=${value === interval}>${name}</option>`)}
         </select></label>
-        <button type="button" aria-expanded=${choosing} onClick=${() => this.setState({ choosing: !choosing })}>
+        ${session && html`<p class="user">logged in as <strong>${session.user}</strong>
+          <button type="button" onClick=${() => this.become(null)}>Log out</button></p>`}
+        <button type="button" name="members" aria-expanded=${choosing} onClick=${() => this.setState({ choosing: !choosing })}>
           Members …
         </button>
       </header>
       ${choosing && html`<${Members} members=${members} isOwn=${!chosen} onChange=${this.choose}
         onClose=${() => this.setState({ choosing: false })} />`}
+      ${asked && html`<${Login} user=${asked.user} bases=${members.map((member) => member.base)} onSession=${this.become} />`}
       <main>
         ${members.map((member) => html`
-          <${Member} key=${member.base} member=${member} seen=${seen.get(member.base)} commit=${commit} />`)}
+          <${Member} key=${member.base} member=${member} seen=${seen.get(member.base)} commit=${commit}
+            session=${session} onLocked=${this.locked} />`)}
       </main>`;
   }
 }

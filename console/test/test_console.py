@@ -163,7 +163,7 @@ def test_the_members_can_be_chosen(browser, cluster):
 
     def choose(lines):
         if not browser.find_elements("css selector", ".members"):
-            browser.find_element("css selector", ".top button").click()
+            browser.find_element("css selector", ".top button[name=members]").click()
         field = browser.find_element("name", "list")
         field.clear()
         field.send_keys(lines)
@@ -176,7 +176,7 @@ def test_the_members_can_be_chosen(browser, cluster):
     wait(browser, "one down", lambda: states(browser)["nobody"] == "down")
     browser.refresh()
     wait(browser, "the same after a reload", lambda: sorted(states(browser)) == ["n0", "nobody"])
-    browser.find_element("css selector", ".top button").click()
+    browser.find_element("css selector", ".top button[name=members]").click()
     browser.find_element("xpath", "//button[starts-with(., 'The cluster')]").click()
     wait(browser, "the cluster's list", lambda: sorted(states(browser)) == ["n0", "n1", "n2"])
 
@@ -198,3 +198,160 @@ def test_a_foreign_page_cannot_call_through_the_console(cluster, ui):
     assert ask(ui, via, {"Host": "evil.example"}) == 403
     assert ask(ui, "/via/127.0.0.1:1/raft/info", {}) == 403
     assert ask(ui, via.replace("/raft/info", "/metrics"), {}) == 404
+
+
+ROOT, ME = ("root", "r00t"), ("me", "secret of me")
+
+
+def kvorum(cluster, *words):
+    """Runs a command against the cluster."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("KVORUM_")}
+    subprocess.run([KVORUM, *words, "--endpoints", cluster.endpoints()], env=environment, check=True,
+                   stdout=subprocess.DEVNULL, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A cluster with authentication, where `me` may write below `own/`."""
+    with Kvorum(KVORUM, str(tmp_path_factory.mktemp("guarded"))) as cluster:
+        for line in ("user add root:r00t", "user grant-role root root", f"user add {ME[0]}:{ME[1]}", "role add own",
+                     "role grant-permission own readwrite own/ --prefix", "user grant-role me own", "auth enable"):
+            kvorum(cluster, *(line.split(" ", 2) if line.startswith("user add") else line.split()))
+        yield cluster
+
+
+def login_forms(browser):
+    return browser.find_elements("css selector", "form.login")
+
+
+def log_in(browser, user, password):
+    wait(browser, "the login form", lambda: login_forms(browser))
+    for field, text in (("user", user), ("password", password)):
+        browser.find_element("name", field).send_keys(Keys.CONTROL, "a")
+        browser.find_element("name", field).send_keys(Keys.BACKSPACE, text)
+    browser.find_element("css selector", "form.login button").click()
+
+
+def refusals(browser):
+    return [alert.text for alert in browser.find_elements("css selector", "form.login [role=alert]")]
+
+
+def user_shown(browser):
+    return [user.text for user in browser.find_elements("css selector", ".user strong")]
+
+
+def is_open(browser):
+    return sorted(states(browser).values()) == ["follower", "follower", "leader"]
+
+
+def open_guarded(browser, url):
+    browser.get(url)
+    wait(browser, "locked members", lambda: sorted(states(browser).values()) == ["locked"] * 3)
+    assert user_shown(browser) == []
+
+
+def test_whom_members_do_not_know_the_page_asks_to_log_in(browser, guarded):
+    """On a member's own port: the others are called by their own origins, with the same token."""
+    open_guarded(browser, f"http://127.0.0.1:{guarded.client_ports[0]}/")
+    assert summary(browser) == "3 of 3 members ask who calls: log in"
+    assert press(browser, "n1", "Get", "own/a") == "get: log in first"
+    log_in(browser, ME[0], "wrong")
+    wait(browser, "the refusal", lambda: refusals(browser) == ["wrong user or password"])
+    assert browser.find_element("name", "password").get_attribute("value") == ""
+    log_in(browser, "nobody", "wrong")
+    wait(browser, "the same refusal", lambda: refusals(browser) == ["wrong user or password"])
+    log_in(browser, *ME)
+    wait(browser, "all figures", lambda: is_open(browser))
+    assert login_forms(browser) == [] and user_shown(browser) == [ME[0]]
+
+    assert press(browser, "n2", "Set", "own/a", "1").startswith("set · ")
+    assert press(browser, "n1", "Get", "own/a").endswith("1")
+    assert press(browser, "n1", "Set", "other", "1") == "set: me has no permission for this"
+    assert press(browser, "n1", "Get", "other") == "get: me has no permission for this"
+    assert press(browser, "n0", "Del", "other") == "del: me has no permission for this"
+
+    # The token is in memory only, the password nowhere.
+    stored = browser.execute_script("return JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
+    assert ME[1] not in stored and "token" not in stored.lower(), stored
+
+    browser.find_element("css selector", ".user button").click()
+    wait(browser, "locked members", lambda: sorted(states(browser).values()) == ["locked"] * 3)
+    wait(browser, "the form", lambda: login_forms(browser))
+    assert user_shown(browser) == []
+    log_in(browser, *ROOT)
+    wait(browser, "all figures", lambda: is_open(browser))
+    assert user_shown(browser) == [ROOT[0]]
+    assert press(browser, "n1", "Set", "other", "1").startswith("set · ")
+    browser.refresh()
+    wait(browser, "locked members", lambda: sorted(states(browser).values()) == ["locked"] * 3)
+
+
+def test_a_login_that_ended_makes_the_page_ask_again(browser, guarded):
+    open_guarded(browser, f"http://127.0.0.1:{guarded.client_ports[0]}/")
+    log_in(browser, *ME)
+    wait(browser, "all figures", lambda: is_open(browser))
+    # Another password ends all logins of a user; that it is the same one again changes nothing.
+    kvorum(guarded, "user", "passwd", ":".join(ME), "--user", ":".join(ROOT))
+    wait(browser, "locked members", lambda: sorted(states(browser).values()) == ["locked"] * 3)
+    wait(browser, "the form", lambda: login_forms(browser))
+    assert "The login of me ended." in login_forms(browser)[0].text
+    assert press(browser, "n0", "Set", "own/late", "1") == "set: log in first"
+    log_in(browser, *ME)
+    wait(browser, "all figures", lambda: is_open(browser) and not login_forms(browser))
+    assert press(browser, "n0", "Set", "own/late", "1").startswith("set · ")
+
+
+def test_where_nobody_has_to_log_in_any_more_the_page_does_not_ask(browser, guarded):
+    open_guarded(browser, f"http://127.0.0.1:{guarded.client_ports[0]}/")
+    try:
+        kvorum(guarded, "auth", "disable", "--user", ":".join(ROOT))
+        wait(browser, "all figures", lambda: is_open(browser) and not login_forms(browser))
+    finally:
+        kvorum(guarded, "auth", "enable")
+
+
+def test_the_page_of_kvorum_ui_logs_in_through_it(browser, guarded):
+    command = [KVORUM, "ui", "--listen", "127.0.0.1:0", "--endpoints", guarded.endpoints()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline()).group(0)
+            open_guarded(browser, url)
+            log_in(browser, *ME)
+            wait(browser, "all figures", lambda: is_open(browser))
+            assert press(browser, "n1", "Set", "own/a", "2").startswith("set · ")
+            assert press(browser, "n1", "Set", "other", "2") == "set: me has no permission for this"
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+
+
+def test_the_login_form_can_be_read_in_light_and_dark(browser, guarded):
+    """Text and paper differ enough (WCAG's 4.5 to 1). `KVORUM_SCREENSHOTS` names a directory for pictures of both."""
+    contrast = """
+        const light = (color) => {
+          const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
+            .map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+          return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        const form = document.querySelector("form.login");
+        const paper = (element) => {
+          const color = getComputedStyle(element).backgroundColor;
+          return color === "rgba(0, 0, 0, 0)" ? paper(element.parentElement) : color;
+        };
+        return [form.querySelector("h2"), form.querySelector("p"), ...form.querySelectorAll("label, input, button")]
+          .map((element) => {
+            const [a, b] = [light(getComputedStyle(element).color), light(paper(element))].sort((a, b) => b - a);
+            return (a + 0.05) / (b + 0.05);
+          });"""
+    for scheme in ("light", "dark"):
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia",
+                                {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        open_guarded(browser, f"http://127.0.0.1:{guarded.client_ports[0]}/")
+        wait(browser, "the form", lambda: login_forms(browser))
+        assert browser.switch_to.active_element.get_attribute("name") == "user"
+        ratios = browser.execute_script(contrast)
+        assert len(ratios) == 7 and min(ratios) >= 4.5, (scheme, ratios)
+        if directory := os.environ.get("KVORUM_SCREENSHOTS"):
+            log_in(browser, "me", "wrong")
+            wait(browser, "the refusal", lambda: refusals(browser))
+            browser.save_screenshot(os.path.join(directory, f"login-{scheme}.png"))

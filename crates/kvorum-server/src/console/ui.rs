@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST, ORIGIN};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -33,6 +33,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 const BODY_MAX: usize = 4 << 20;
 /// Where members are called through this server.
 const VIA: &str = "/via/";
+/// Where the page gets a token for a user and a password.
+const LOGIN: &str = "/v3/auth/authenticate";
 
 /// The server of the page. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -162,7 +164,8 @@ impl Shared {
                 format!("{address} is none of the members; start `kvorum ui` with it in --endpoints\n"),
             );
         }
-        if !matches!(path, "/raft/info" | "/status" | "/kv") && !path.starts_with("/kv/") {
+        let is_called = matches!(path, "/raft/info" | "/status" | "/kv" | LOGIN) || path.starts_with("/kv/");
+        if !is_called {
             return plain(404, "the console does not call this path\n");
         }
         let (parts, body) = request.into_parts();
@@ -173,8 +176,11 @@ impl Shared {
             );
         };
         let mut call = Request::builder().method(parts.method).uri(path);
-        if let Some(kind) = parts.headers.get(CONTENT_TYPE) {
-            call = call.header(CONTENT_TYPE, kind);
+        // What the body is, and who asks.
+        for name in [CONTENT_TYPE, AUTHORIZATION] {
+            if let Some(value) = parts.headers.get(&name) {
+                call = call.header(name, value);
+            }
         }
         let called = tokio::time::timeout(CALL_TIMEOUT, ask(address, call, body.to_bytes())).await;
         match called {
