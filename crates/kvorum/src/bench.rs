@@ -20,12 +20,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use self::http2::{Connection, Handler};
-use self::load::{Call, Kind, Load, PATHS, Plan};
-use self::message::{KEY_SIZE_MIN, VALUE_HEAD, header_revision};
+use self::load::{AUTHENTICATE, Call, Kind, Load, PATHS, Plan, RANGE};
+use self::message::{KEY_SIZE_MIN, VALUE_HEAD, delimited, header_revision, text_field};
 use self::process::usage;
 use self::report::{Measured, Measuring, Report};
 use crate::failure::{self, Failure};
 use crate::units::{parse_duration, parse_size};
+use crate::verbs::password::{UserArg, parse_user};
 
 /// How long calls may take that are under way when the time is over.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,6 +75,16 @@ pub struct BenchArgs {
         default_value = "127.0.0.1:2379"
     )]
     endpoints: Vec<String>,
+    /// Who asks, where authentication is on; without a password it is read from standard input. It needs to read and
+    /// write below `bench/`
+    #[arg(
+        long,
+        env = "KVORUM_USER",
+        hide_env_values = true,
+        value_name = "NAME[:PASSWORD]",
+        value_parser = parse_user
+    )]
+    user: Option<UserArg>,
     /// Connections in all
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=1024))]
     connections: u16,
@@ -190,8 +201,9 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
     for pid in &args.pids {
         usage(*pid).ok_or_else(|| Failure::usage(format!("--pids: there is no process {pid}")))?;
     }
+    let token = log_in(&args)?;
     if args.mode == Mode::Watch {
-        return watch::run(&args);
+        return watch::run(&args, token.as_deref());
     }
     let plan = args.plan();
     for (option, keys) in [
@@ -221,14 +233,15 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
         if in_flight_max > 0 {
             let endpoint = args.endpoints[n % args.endpoints.len()].trim().to_owned();
             slots.push(Slot {
-                connection: Some(open(&endpoint)?),
+                connection: Some(open(&endpoint, token.as_deref())?),
                 endpoint,
+                token: token.clone(),
                 in_flight_max,
                 retry_at: None,
             });
         }
     }
-    let base_revision = current_revision(&args.endpoints[0])?;
+    let base_revision = current_revision(&args.endpoints[0], token.as_deref())?;
     let load = Load::new(plan, base_revision, fastrand::u64(..1 << 31), Instant::now());
     let mut driver = Driver { slots, load };
     if matches!(args.mode, Mode::Get | Mode::Mixed | Mode::Range) && !args.no_fill {
@@ -261,7 +274,8 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
     .print(args.json)
 }
 
-fn open<C>(endpoint: &str) -> Result<Connection<C>, Failure> {
+/// A connection whose calls carry the token.
+fn open<C>(endpoint: &str, token: Option<&str>) -> Result<Connection<C>, Failure> {
     let host_port = endpoint
         .strip_prefix("http://")
         .unwrap_or(endpoint)
@@ -275,7 +289,7 @@ fn open<C>(endpoint: &str) -> Result<Connection<C>, Failure> {
                 "endpoint `{endpoint}` is not an address; write host:port"
             ))
         })?;
-    Connection::open(address, host_port, &PATHS).map_err(|error| {
+    Connection::open(address, host_port, token, &PATHS).map_err(|error| {
         let what = failure::os(&error);
         Failure::new(
             failure::Code::Unavailable,
@@ -284,39 +298,64 @@ fn open<C>(endpoint: &str) -> Result<Connection<C>, Failure> {
     })
 }
 
-/// The store's revision, by one read; it also shows early whether the server serves.
-fn current_revision(endpoint: &str) -> Result<i64, Failure> {
-    struct First(Option<Result<i64, String>>);
-    impl Handler<Call> for First {
-        fn message(&mut self, _: &mut Call, message: &[u8]) {
-            self.0 = Some(header_revision(message));
+/// The answer to one unary call on a connection of its own, or why there is none.
+fn ask(
+    endpoint: &str,
+    token: Option<&str>,
+    path: usize,
+    message: &[u8],
+) -> Result<Result<Vec<u8>, String>, Failure> {
+    #[derive(Default)]
+    struct First(Option<Result<Vec<u8>, String>>);
+    impl Handler<()> for First {
+        fn message(&mut self, _: &mut (), message: &[u8]) {
+            self.0 = Some(Ok(message.to_vec()));
         }
-        fn end(&mut self, _: Call, outcome: Result<(), String>) {
+        fn end(&mut self, _: (), outcome: Result<(), String>) {
             if let Err(text) = outcome {
                 self.0 = Some(Err(text));
             }
         }
     }
-    let mut connection = open(endpoint)?;
-    let mut first = First(None);
-    let now = Instant::now();
-    // Range of one key that need not exist: `bench`.
-    connection.call(1, Call::probe(now), 7, |out| {
-        out.extend_from_slice(b"\x0a\x05bench")
-    });
-    let failed = |what: String| Failure::error(format!("{endpoint} does not answer a read: {what}"));
-    while first.0.is_none() || connection.in_flight() > 0 {
+    let mut connection = open(endpoint, token)?;
+    let (mut first, started) = (First::default(), Instant::now());
+    connection.call(path, (), message.len(), |out| out.extend_from_slice(message));
+    let failed = |what: String| Failure::error(format!("{endpoint} does not answer: {what}"));
+    while connection.in_flight() > 0 {
         connection.flush().map_err(|error| failed(failure::os(&error)))?;
         let mut fds = [PollFd::from_borrowed_fd(connection.fd(), PollFlags::IN)];
         wait(&mut fds, POLL_MAX);
         connection
             .receive(&mut first)
             .map_err(|error| failed(failure::os(&error)))?;
-        if now.elapsed() > DRAIN_TIMEOUT {
+        if started.elapsed() > DRAIN_TIMEOUT {
             return Err(failed("no answer".to_owned()));
         }
     }
-    first.0.expect("the loop waits for it").map_err(failed)
+    Ok(first.0.expect("a call that is over was answered or failed"))
+}
+
+/// A token for the user; `None` if nobody has to log in. It is asked for once: a server that starts anew during the run
+/// does not know it.
+fn log_in(args: &BenchArgs) -> Result<Option<String>, Failure> {
+    let Some(user) = &args.user else { return Ok(None) };
+    let endpoint = args.endpoints[0].trim();
+    let name = delimited(1, user.name().as_bytes());
+    let request = [name, delimited(2, user.password()?.as_bytes())].concat();
+    let failed = |what: String| Failure::error(format!("cannot log in at {endpoint}: {what}"));
+    match ask(endpoint, None, AUTHENTICATE, &request)? {
+        Ok(answer) => text_field(&answer, 2).map(Some).map_err(failed),
+        Err(text) if text.contains("authentication is not enabled") => Ok(None),
+        Err(text) => Err(failed(text)),
+    }
+}
+
+/// The store's revision, by one read; it also shows early whether the server serves.
+fn current_revision(endpoint: &str, token: Option<&str>) -> Result<i64, Failure> {
+    // A key that need not exist, below those of the bench: who may use them may read it.
+    let answer = ask(endpoint, token, RANGE, &delimited(1, b"bench/"))?;
+    let revision = answer.and_then(|answer| header_revision(&answer));
+    revision.map_err(|what| Failure::error(format!("{endpoint} does not answer a read: {what}")))
 }
 
 fn wait(fds: &mut [PollFd<'_>], at_most: Duration) {
@@ -349,6 +388,7 @@ fn await_answers<'a, C: 'a>(
 /// One place for a connection.
 struct Slot {
     endpoint: String,
+    token: Option<String>,
     in_flight_max: usize,
     connection: Option<Connection<Call>>,
     /// When a lost connection is made anew.
@@ -483,7 +523,7 @@ impl Slot {
         if self.connection.is_some() || self.retry_at.is_some_and(|at| load.now < at) {
             return;
         }
-        match open(&self.endpoint) {
+        match open(&self.endpoint, self.token.as_deref()) {
             Ok(connection) => {
                 self.connection = Some(connection);
                 self.retry_at = None;

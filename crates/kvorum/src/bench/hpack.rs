@@ -208,24 +208,26 @@ enum Name {
 /// The sending side's state: which of our fields are in the table, by order of insertion.
 pub struct Encoder {
     fields: Vec<(Name, String)>,
+    /// The first that holds a path; those before it come in every request.
+    first_path: usize,
     inserted: Vec<usize>,
     indexing: bool,
     /// A size update that stands at the head of the first block.
     update: Option<usize>,
 }
 
-/// First of the fields that hold a path; the others come in every request.
-const FIRST_PATH: usize = 4;
-
 impl Encoder {
-    /// For requests to these paths of `authority`, towards a server whose table has `table_bytes` at most.
-    pub fn new(authority: &str, paths: &[&str], table_bytes: usize) -> Self {
+    /// For requests to these paths of `authority`, with a caller's token if there is one, towards a server whose table
+    /// has `table_bytes` at most.
+    pub fn new(authority: &str, token: Option<&str>, paths: &[&str], table_bytes: usize) -> Self {
         let mut fields = vec![
             (Name::Static(1), authority.to_owned()),
             (Name::New("te"), "trailers".to_owned()),
             (Name::Static(31), "application/grpc".to_owned()),
             (Name::Static(58), "kvorum-bench".to_owned()),
         ];
+        fields.extend(token.map(|token| (Name::New("token"), token.to_owned())));
+        let first_path = fields.len();
         fields.extend(paths.iter().map(|path| (Name::Static(4), (*path).to_owned())));
         let needed: usize = fields
             .iter()
@@ -236,6 +238,7 @@ impl Encoder {
             indexing: needed <= table_bytes,
             update: (table_bytes < TABLE_BYTES).then_some(table_bytes),
             fields,
+            first_path,
             inserted: Vec::new(),
         }
     }
@@ -247,7 +250,8 @@ impl Encoder {
         }
         // `:method: POST`, `:scheme: http`; pseudo fields come first.
         out.extend_from_slice(&[0x83, 0x86]);
-        for field in [FIRST_PATH + path, 0, 1, 2, 3] {
+        self.field(self.first_path + path, out);
+        for field in 0..self.first_path {
             self.field(field, out);
         }
     }
@@ -358,7 +362,7 @@ mod tests {
 
     #[test]
     fn requests_become_indexes() {
-        let mut encoder = Encoder::new("127.0.0.1:2379", &["/a/Put", "/a/Range"], 4096);
+        let mut encoder = Encoder::new("127.0.0.1:2379", None, &["/a/Put", "/a/Range"], 4096);
         let mut decoder = Decoder::new();
         let mut request = |path: usize| {
             let mut block = Vec::new();
@@ -391,12 +395,25 @@ mod tests {
 
     #[test]
     fn a_server_without_a_table_gets_literals() {
-        let mut encoder = Encoder::new("h:1", &["/a/Put"], 0);
+        let mut encoder = Encoder::new("h:1", None, &["/a/Put"], 0);
         let (mut first, mut second) = (Vec::new(), Vec::new());
         encoder.request(0, &mut first);
         encoder.request(0, &mut second);
         assert_eq!(first[0], 0x20);
         assert_eq!(first[1..], second);
         assert_eq!(fields(&mut Decoder::new(), &first).len(), 7);
+    }
+
+    #[test]
+    fn a_token_comes_with_every_request() {
+        let mut encoder = Encoder::new("h:1", Some("abc.7"), &["/a/Put", "/a/Range"], 4096);
+        let mut decoder = Decoder::new();
+        for path in [0, 1, 0] {
+            let mut block = Vec::new();
+            encoder.request(path, &mut block);
+            let found = fields(&mut decoder, &block);
+            assert_eq!(found.last(), Some(&("token".to_owned(), "abc.7".to_owned())));
+            assert_eq!(found[2].1, ["/a/Put", "/a/Range"][path]);
+        }
     }
 }

@@ -106,15 +106,20 @@ fn frame(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, stream: u32) {
 }
 
 impl<C> Connection<C> {
-    /// Connects and exchanges settings.
-    pub fn open(address: SocketAddr, authority: &str, paths: &[&str]) -> io::Result<Self> {
+    /// Connects and exchanges settings; all calls carry the token, if there is one.
+    pub fn open(
+        address: SocketAddr,
+        authority: &str,
+        token: Option<&str>,
+        paths: &[&str],
+    ) -> io::Result<Self> {
         let socket = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(CONNECT_TIMEOUT))?;
         socket.set_write_timeout(Some(CONNECT_TIMEOUT))?;
         let mut connection = Connection {
             socket,
-            encoder: Encoder::new(authority, paths, 4096),
+            encoder: Encoder::new(authority, token, paths, 4096),
             decoder: Decoder::new(),
             streams: FxHashMap::default(),
             next_stream: 1,
@@ -140,13 +145,13 @@ impl<C> Connection<C> {
         frame(out, 4, WINDOW_UPDATE, 0, 0);
         out.extend_from_slice(&(WINDOW_MAX - WINDOW_DEFAULT).to_be_bytes());
         connection.flush()?;
-        connection.await_settings(authority, paths)?;
+        connection.await_settings(authority, token, paths)?;
         connection.socket.set_nonblocking(true)?;
         Ok(connection)
     }
 
     /// The server's first frame says how large its table is, before the first header block goes out.
-    fn await_settings(&mut self, authority: &str, paths: &[&str]) -> io::Result<()> {
+    fn await_settings(&mut self, authority: &str, token: Option<&str>, paths: &[&str]) -> io::Result<()> {
         loop {
             let input = &self.input[..self.end];
             if input.len() >= FRAME_HEAD {
@@ -160,7 +165,7 @@ impl<C> Connection<C> {
                         .filter(|setting| setting[..2] == [0, 1])
                         .map(|s| word(&s[2..]))
                         .next_back();
-                    self.encoder = Encoder::new(authority, paths, table.unwrap_or(4096) as usize);
+                    self.encoder = Encoder::new(authority, token, paths, table.unwrap_or(4096) as usize);
                     return Ok(());
                 }
             }

@@ -18,20 +18,22 @@ use super::message::{
 use super::report::Errors;
 
 /// The methods called, by their numbers below.
-pub const PATHS: [&str; 6] = [
+pub const PATHS: [&str; 7] = [
     "/etcdserverpb.KV/Put",
     "/etcdserverpb.KV/Range",
     "/etcdserverpb.KV/Txn",
     "/etcdserverpb.Lease/LeaseGrant",
     "/etcdserverpb.Lease/LeaseKeepAlive",
     "/etcdserverpb.Watch/Watch",
+    "/etcdserverpb.Auth/Authenticate",
 ];
 pub const PUT: usize = 0;
-const RANGE: usize = 1;
+pub const RANGE: usize = 1;
 const TXN: usize = 2;
 const LEASE_GRANT: usize = 3;
 const LEASE_KEEP_ALIVE: usize = 4;
 pub const WATCH: usize = 5;
+pub const AUTHENTICATE: usize = 6;
 
 /// Revisions by which one answer may be ahead of the first: beyond, it is not believed.
 const REVISIONS_MAX: u64 = 1 << 36;
@@ -87,20 +89,6 @@ pub struct Call {
     /// The least revision that the answer may have.
     floor: i64,
     complaint: Option<String>,
-}
-
-impl Call {
-    /// A read that nobody checks.
-    pub fn probe(now: Instant) -> Self {
-        Call {
-            kind: Kind::Range,
-            key: 0,
-            keys: 0,
-            sent: now,
-            floor: 0,
-            complaint: None,
-        }
-    }
 }
 
 /// Figures of one kind of operation.

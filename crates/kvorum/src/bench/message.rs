@@ -90,7 +90,6 @@ pub fn push_put(out: &mut Vec<u8>, key: u64, sequence: u64, key_size: usize, val
 }
 
 /// The field of this number that holds these bytes.
-#[cfg(test)]
 pub fn delimited(number: u8, bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![number << 3 | 2];
     push_varint(&mut out, bytes.len() as u64);
@@ -106,6 +105,17 @@ pub fn header_revision(message: &[u8]) -> Result<i64, String> {
         }
     }
     Err("an answer without a header".to_owned())
+}
+
+/// A text among the fields of a message; empty if it is not there.
+pub fn text_field(message: &[u8], wanted: u64) -> Result<String, String> {
+    for (number, field) in Fields(message) {
+        match field? {
+            Field::Bytes(text) if number == wanted => return Ok(String::from_utf8_lossy(text).into_owned()),
+            _ => {}
+        }
+    }
+    Ok(String::new())
 }
 
 /// A number among the fields of a message; 0 if it is not there.

@@ -281,17 +281,19 @@ fn watch_request(key: u64, keys: u64, key_size: usize, id: u64) -> Vec<u8> {
 ///
 /// # Errors
 /// The servers cannot be reached; a connection is lost; an event is wrong or does not arrive.
-pub fn run(args: &BenchArgs) -> Result<(), Failure> {
+pub fn run(args: &BenchArgs, token: Option<&str>) -> Result<(), Failure> {
     let watchers = args.watchers as usize;
     let connections = usize::from(args.connections).min(watchers);
     let endpoint = |n: usize| args.endpoints[n % args.endpoints.len()].trim();
     let mut stalled = Vec::new();
     for n in 0..usize::from(args.stalled) {
-        stalled.push(stalled_watcher(endpoint(n), args)?);
+        stalled.push(stalled_watcher(endpoint(n), token, args)?);
     }
     let opened = (0..connections).chain(0..args.endpoints.len());
     let mut driver = Driver {
-        connections: opened.map(|n| open(endpoint(n))).collect::<Result<_, _>>()?,
+        connections: opened
+            .map(|n| open(endpoint(n), token))
+            .collect::<Result<_, _>>()?,
         in_flight_max: args.in_flight as usize,
         fan: Fan {
             connections,
@@ -348,8 +350,12 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
 }
 
 /// A watcher of all keys on a connection that nobody reads.
-fn stalled_watcher(endpoint: &str, args: &BenchArgs) -> Result<Connection<Call>, Failure> {
-    let mut connection = open(endpoint)?;
+fn stalled_watcher(
+    endpoint: &str,
+    token: Option<&str>,
+    args: &BenchArgs,
+) -> Result<Connection<Call>, Failure> {
+    let mut connection = open(endpoint, token)?;
     let stream = connection.open_stream(WATCH, Call::Watchers { first: 0 });
     let request = watch_request(0, u64::from(args.watchers), args.key_size.into(), 1);
     connection.send(stream, request.len(), |out| out.extend_from_slice(&request));

@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::cluster::{Cluster, PATIENCE};
 use crate::http::request;
-use crate::program::{eventually, run};
+use crate::program::{Ran, command, eventually, run, try_run};
 
 const ROOT: (&str, &str) = ("root", "secret");
 const USER: (&str, &str) = ("user", "own");
@@ -301,4 +301,72 @@ async fn the_peer_port_takes_no_announcements_from_strangers_where_rights_count(
         .await
         .unwrap();
     assert_eq!(joined.members.len(), 4, "{joined:?}");
+}
+
+/// The bench logs in once and measures as that user, in every mode; a user who may use what is below `bench/` is enough.
+#[tokio::test]
+async fn the_bench_measures_as_a_user() {
+    let cluster = Cluster::start(1, &["--bcrypt-cost", "4"]).await;
+    let address = cluster.members[0].client.clone();
+    let grant = [
+        "role",
+        "grant-permission",
+        "bench",
+        "readwrite",
+        "bench/",
+        "--prefix",
+    ];
+    for args in [
+        &["role", "add", "bench"][..],
+        &grant,
+        &["user", "add", "meter:m"],
+        &["user", "grant-role", "meter", "bench"],
+    ] {
+        run(&[args, &["--endpoints", &address]].concat()).await;
+    }
+    let bench = |mode| {
+        let mut args = vec![
+            "bench",
+            mode,
+            "--endpoints",
+            &address,
+            "--seconds",
+            "1",
+            "--warmup",
+            "1ms",
+            "--json",
+        ];
+        args.extend([
+            "--key-space",
+            "200",
+            "--range-keys",
+            "20",
+            "--in-flight",
+            "8",
+            "--connections",
+            "2",
+        ]);
+        args.extend(["--watchers", "4", "--rate", "20"]);
+        args
+    };
+    // Named where nobody has to log in: that is no failure, as with the other commands.
+    run(&[&bench("put")[..], &["--user", "meter:m"]].concat()).await;
+    turn_on(&[&address]).await;
+    for mode in ["put", "get", "mixed", "txn", "range", "lease"] {
+        run(&[&bench(mode)[..], &["--user", "meter:m"]].concat()).await;
+    }
+    // From the environment, as the other commands have it too.
+    let mut by_environment = command(bench("watch"));
+    by_environment.env("KVORUM_USER", "meter:m");
+    let watched = Ran::of(by_environment).await;
+    assert_eq!(watched.code, Some(0), "{watched:?}");
+    for (user, words) in [
+        (None, "user name is empty"),
+        (Some("meter:wrong"), "authentication failed"),
+        (Some("user:own"), "permission denied"),
+    ] {
+        let mut args = bench("put");
+        args.extend(user.iter().flat_map(|user| ["--user", user]));
+        try_run(&args).await.failed(1, &[words]);
+    }
 }
