@@ -46,6 +46,8 @@ pub struct EtcdOptions {
     pub strict_reconfiguration: bool,
     /// What history the leader compacts by itself; `None`: what is older than the cluster's own setting.
     pub compaction: Option<Compaction>,
+    /// Most records of compacted history that are removed per second.
+    pub removals_per_second: u64,
 }
 
 impl Default for EtcdOptions {
@@ -68,6 +70,7 @@ impl Default for EtcdOptions {
             learners_max: 1,
             strict_reconfiguration: true,
             compaction: None,
+            removals_per_second: kvorum_mvcc::Options::default().removals_per_second,
         }
     }
 }

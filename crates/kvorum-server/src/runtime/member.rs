@@ -84,7 +84,10 @@ impl Member {
             cache_bytes: options.cache_bytes as u64,
             ..lsm::Options::default()
         };
-        let machine_options = kvorum_mvcc::Options::default();
+        let machine_options = kvorum_mvcc::Options {
+            removals_per_second: options.etcd.removals_per_second,
+            ..kvorum_mvcc::Options::default()
+        };
         let (wal, recovered) = directory.open_log()?;
         if recovered.report.torn_tail.is_some() {
             tracing::info!("the log's unacknowledged tail was cut off by a crash, and is cut");

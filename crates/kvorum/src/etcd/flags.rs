@@ -134,7 +134,6 @@ const NO_CHECK: &str = "kvorum's members compare a digest of all that they appli
 const NO_TRACING: &str = "leave it out; --metrics and the log tell of slow requests";
 const BOLT: &str = "kvorum's store is not bbolt";
 const FILES: &str = "kvorum removes files that it does not need by itself";
-const COMPACTOR: &str = "kvorum removes compacted history in the background, with a rate of its own";
 
 /// All of etcd's flags, in the order of its help, then kvorum's.
 #[rustfmt::skip]
@@ -159,7 +158,7 @@ pub static FLAGS: &[Flag] = &[
     flag("max-txn-ops", Member, Uint, "128", Effect, "Maximum number of operations permitted in a transaction."),
     flag("max-request-bytes", Member, Uint, "1572864", Effect, "Maximum client request size in bytes the server will accept."),
     flag("max-concurrent-streams", Member, Uint, "4294967295", Effect, "Maximum concurrent streams that each client can open at a time."),
-    flag("grpc-keepalive-min-time", Member, Duration, "5s", Ignored("clients may ping as often as they like"), "Minimum duration interval that a client should wait before pinging server."),
+    flag("grpc-keepalive-min-time", Member, Duration, "5s", Ignored("no client is closed for its pings: they are answered below the place that could count them"), "Minimum duration interval that a client should wait before pinging server."),
     flag("grpc-keepalive-interval", Member, Duration, "2h0m0s", Effect, "Frequency duration of server-to-client ping to check if a connection is alive (0 to disable)."),
     flag("grpc-keepalive-timeout", Member, Duration, "20s", Effect, "Additional duration of wait before closing a non-responsive connection (0 to disable)."),
     flag("socket-reuse-port", Member, Bool, "false", Refused("leave it out"), "Enable to set socket option SO_REUSEPORT on listeners."),
@@ -260,9 +259,9 @@ pub static FLAGS: &[Flag] = &[
     flag("experimental-corrupt-check-time", Experimental, Duration, "0s", Renamed("corrupt-check-time"), ""),
     flag("compact-hash-check-time", Experimental, Duration, "1m0s", Effect, "Duration of time between leader checks followers compaction hashes; counts with the gate CompactHashCheck only."),
     flag("experimental-compact-hash-check-time", Experimental, Duration, "1m0s", Renamed("compact-hash-check-time"), ""),
-    flag("compaction-batch-limit", Experimental, Int, "1000", Ignored(COMPACTOR), "Sets the maximum revisions deleted in each compaction batch."),
+    flag("compaction-batch-limit", Experimental, Int, "1000", Effect, "Maximum number of revisions deleted in each --compaction-sleep-interval after a compaction."),
     flag("experimental-compaction-batch-limit", Experimental, Int, "1000", Renamed("compaction-batch-limit"), ""),
-    flag("compaction-sleep-interval", Experimental, Duration, "10ms", Ignored(COMPACTOR), "Sets the sleep interval between each compaction batch."),
+    flag("compaction-sleep-interval", Experimental, Duration, "10ms", Effect, "The interval in which --compaction-batch-limit revisions may be deleted after a compaction."),
     flag("experimental-compaction-sleep-interval", Experimental, Duration, "10ms", Renamed("compaction-sleep-interval"), ""),
     flag("watch-progress-notify-interval", Experimental, Duration, "10m0s", Effect, "Duration of periodical watch progress notification."),
     flag("experimental-watch-progress-notify-interval", Experimental, Duration, "10m0s", Renamed("watch-progress-notify-interval"), ""),

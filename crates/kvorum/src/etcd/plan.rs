@@ -22,6 +22,8 @@ const QUOTA_BYTES_ADVISED: u64 = 8 << 30;
 const REQUEST_BYTES_ADVISED: u64 = 10 << 20;
 /// The largest request that the log takes.
 const REQUEST_BYTES_MAX: u64 = 16 << 20;
+/// Records of history that etcd removes at one time, and how long it then waits, if 0 is said.
+const REMOVALS: (u64, Duration) = (1000, Duration::from_millis(10));
 /// How etcd tells of its old names.
 const DEPRECATED: &str = "is deprecated in v3.6 and will be decommissioned in v3.7";
 /// The costs that bcrypt knows.
@@ -309,7 +311,22 @@ fn compaction(values: &Values, serve: &mut ServeOptions) -> Result<(), String> {
         "" => return Err("undefined auto-compaction-mode".to_owned()),
         other => return Err(format!("unknown auto-compaction-mode {other:?}")),
     });
+    serve.etcd.removals_per_second = removals_per_second(values)?;
     Ok(())
+}
+
+/// The rate that a batch and the sleep after it make; at least one record.
+fn removals_per_second(values: &Values) -> Result<u64, String> {
+    let given = values.integer("compaction-batch-limit");
+    let batch =
+        u64::try_from(given).map_err(|_| format!("--compaction-batch-limit must be >=0 (set to {given})"))?;
+    let batch = if batch == 0 { REMOVALS.0 } else { batch };
+    let sleep = match values.duration("compaction-sleep-interval") {
+        Duration::ZERO => REMOVALS.1,
+        given => given,
+    };
+    let rate = (u128::from(batch) * 1_000_000_000).div_ceil(sleep.as_nanos());
+    Ok(u64::try_from(rate).unwrap_or(u64::MAX))
 }
 
 fn watching(values: &Values, plan: &mut Plan) -> Result<(), String> {

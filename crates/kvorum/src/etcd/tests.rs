@@ -386,6 +386,26 @@ fn values_mean_what_they_mean_in_etcd() {
     assert!(served("--grpc-keepalive-interval=0").etcd.ping_interval.is_zero());
     assert!(served("--grpc-keepalive-timeout=0s").etcd.ping_interval.is_zero());
     assert_eq!(served("--max-learners=3").etcd.learners_max, 3);
+    for (line, per_second) in [
+        ("", 100_000),
+        (
+            "--compaction-batch-limit=0 --compaction-sleep-interval=0s",
+            100_000,
+        ),
+        ("--compaction-batch-limit=10", 1_000),
+        ("--compaction-sleep-interval=1s", 1_000),
+        ("--compaction-batch-limit=1 --compaction-sleep-interval=1m", 1),
+        (
+            "--compaction-batch-limit=9223372036854775807 --compaction-sleep-interval=1ns",
+            u64::MAX,
+        ),
+    ] {
+        assert_eq!(served(line).etcd.removals_per_second, per_second, "{line}");
+    }
+    fails(
+        "--compaction-batch-limit=-1",
+        "--compaction-batch-limit must be >=0",
+    );
     fails("--max-request-bytes=50000000", "more than the 16777216");
     fails("--max-concurrent-streams=5000000000", "more than 4294967295");
     fails(
