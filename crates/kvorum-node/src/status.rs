@@ -74,6 +74,14 @@ pub struct NodeStatus {
     pub cluster: Arc<ClusterState>,
 }
 
+impl NodeStatus {
+    /// Whether this member is in the cluster without a vote: a learner, or a newcomer whose log does not hold yet that
+    /// it was added. One that was removed is no learner.
+    pub fn is_learner(&self) -> bool {
+        !self.configuration.is_voter(self.id) && !self.cluster.removed.contains(&self.id)
+    }
+}
+
 impl Node {
     /// The replica now. Costs a walk over the peers: for people and metrics, not for each request.
     pub fn status(&self) -> NodeStatus {

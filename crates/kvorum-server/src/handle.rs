@@ -232,7 +232,7 @@ pub fn replica_handle<X: Send + 'static>(
         pending: Arc::new(Pending::new(options.shards, options.requests_max)),
         term: AtomicU64::new(node.term),
         leader: AtomicU64::new(node.leader),
-        is_learner: AtomicBool::new(is_learner(&node)),
+        is_learner: AtomicBool::new(node.is_learner()),
         key_bytes_max: AtomicU64::new(node.cluster.settings.key_bytes_max),
         node: RwLock::new(Arc::new(node)),
         figures: RwLock::new(figures),
@@ -242,10 +242,6 @@ pub fn replica_handle<X: Send + 'static>(
         answered: <(AtomicU64, AtomicU64)>::default(),
     });
     (ReplicaHandle(shared.clone()), ReplicaPort(shared))
-}
-
-fn is_learner(node: &NodeStatus) -> bool {
-    node.configuration.learners.contains(&node.id)
 }
 
 impl ReplicaPort {
@@ -282,7 +278,7 @@ impl ReplicaPort {
     pub fn publish_node(&self, status: NodeStatus) {
         self.0.term.store(status.term, Ordering::Relaxed);
         self.0.leader.store(status.leader, Ordering::Relaxed);
-        self.0.is_learner.store(is_learner(&status), Ordering::Relaxed);
+        self.0.is_learner.store(status.is_learner(), Ordering::Relaxed);
         self.0
             .key_bytes_max
             .store(status.cluster.settings.key_bytes_max, Ordering::Relaxed);

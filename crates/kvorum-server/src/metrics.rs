@@ -63,6 +63,11 @@ impl Histogram {
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         self.sum_micros.fetch_add(micros, Ordering::Relaxed);
     }
+
+    /// Whether a duration was counted.
+    fn has_any(&self) -> bool {
+        self.buckets.iter().any(|count| count.load(Ordering::Relaxed) > 0)
+    }
 }
 
 /// TTLs of leases in buckets of 2ⁿ seconds, from one second to three months, as etcd's.
@@ -244,7 +249,8 @@ struct MethodFigures {
     received: Counter,
     sent: Counter,
     handled: [Counter; CODES.len()],
-    duration: Histogram,
+    /// Of calls that failed, and of those that did not.
+    durations: [Histogram; 2],
 }
 
 /// In the order of [`Method::ALL`].
@@ -369,7 +375,7 @@ impl Metrics {
         let code = result.as_ref().err().map_or(Code::Ok, Status::code);
         figures.handled[code as usize].add_one();
         let took = started.elapsed();
-        figures.duration.observe(took);
+        figures.durations[usize::from(code == Code::Ok)].observe(took);
         let (service, name, kind) = Method::ALL[method as usize];
         let slow = self.detail.slow_request;
         if !slow.is_zero() && took > slow && kind == "unary" {
@@ -517,7 +523,7 @@ impl Metrics {
                 "Time that RPCs took on the server.",
             );
             for (name, figures) in rows().filter(|(_, figures)| figures.started.get() > 0) {
-                family.histogram(&labels(name), &figures.duration);
+                family.histograms(&labels(name), &figures.durations);
             }
         }
         let mut family = page.histogram("kvorum_rest_handling_seconds", "Time that REST requests took.");
@@ -529,13 +535,12 @@ impl Metrics {
     fn render_replica(&self, page: &mut Exposition, handle: &ReplicaHandle) {
         let status = handle.status();
         let is = |yes: bool| u64::from(yes);
-        let learner = status.configuration.learners.contains(&status.id);
         page.gauge("etcd_server_has_leader", "Whether a leader is known.")
             .sample(&[], is(status.leader != 0));
         page.gauge("etcd_server_is_leader", "Whether this member leads.")
             .sample(&[], is(status.role == Role::Leader));
         page.gauge("etcd_server_is_learner", "Whether this member is a learner.")
-            .sample(&[], is(learner));
+            .sample(&[], is(status.is_learner()));
         page.counter("etcd_server_leader_changes_seen_total", "Leaders seen to come.")
             .sample(&[], status.leader_changes);
         page.gauge("etcd_server_proposals_committed_total", "The commit index.")
@@ -640,12 +645,16 @@ impl Metrics {
     fn render_requests(&self, page: &mut Exposition) {
         let mut family = page.histogram(
             "etcd_server_request_duration_seconds",
-            "How long unary requests of etcd's services took, failed ones among them.",
+            "How long unary requests of etcd's services took, by method and whether they succeeded.",
         );
         for ((service, method, kind), figures) in Method::ALL.iter().zip(&self.methods.0) {
-            let is_shown = *kind == "unary" && service.starts_with("etcdserverpb.");
-            if is_shown && figures.started.get() > 0 {
-                family.histogram(&[("type", method)], &figures.duration);
+            if *kind != "unary" || !service.starts_with("etcdserverpb.") {
+                continue;
+            }
+            for (success, duration) in ["false", "true"].into_iter().zip(&figures.durations) {
+                if duration.has_any() {
+                    family.histogram(&[("success", success), ("type", method)], duration);
+                }
             }
         }
     }

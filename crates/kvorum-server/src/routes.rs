@@ -199,8 +199,8 @@ pub struct Routes(Arc<Table>);
 const OF_LEARNERS: [&str; 4] = ["Status", "Snapshot", "Range", "RangeStream"];
 /// Methods of etcd that are streams.
 const STREAMS: [&str; 5] = ["Watch", "LeaseKeepAlive", "Snapshot", "RangeStream", "Observe"];
-/// The packages of etcd's services.
-const OF_ETCD: [&str; 3] = ["etcdserverpb.", "v3lockpb.", "v3electionpb."];
+/// The packages of etcd's services; the health service is one of them there.
+const OF_ETCD: [&str; 4] = ["etcdserverpb.", "v3lockpb.", "v3electionpb.", "grpc.health."];
 
 /// Says whether this member is a learner.
 type IsLearner = Box<dyn Fn() -> bool + Send + Sync>;

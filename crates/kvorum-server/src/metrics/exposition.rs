@@ -76,14 +76,18 @@ impl Family<'_> {
     }
 
     pub(crate) fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
+        self.histograms(labels, std::slice::from_ref(histogram));
+    }
+
+    /// Several as one.
+    pub(crate) fn histograms(&mut self, labels: &[(&str, &str)], histograms: &[Histogram]) {
         let bound = |bucket: usize| (Histogram::FIRST_BOUND_MICROS << bucket) as f64 / 1e6;
         let bounds: Vec<f64> = (0..Histogram::BOUNDS).map(bound).collect();
-        let counts: Vec<u64> = histogram
-            .buckets
-            .iter()
-            .map(|count| count.load(Ordering::Relaxed))
+        let all = |of: &dyn Fn(&Histogram) -> u64| histograms.iter().map(of).sum::<u64>();
+        let counts: Vec<u64> = (0..=Histogram::BOUNDS)
+            .map(|bucket| all(&|histogram| histogram.buckets[bucket].load(Ordering::Relaxed)))
             .collect();
-        let sum_micros = histogram.sum_micros.load(Ordering::Relaxed);
+        let sum_micros = all(&|histogram| histogram.sum_micros.load(Ordering::Relaxed));
         self.buckets(labels, &bounds, &counts, sum_micros as f64 / 1e6);
     }
 

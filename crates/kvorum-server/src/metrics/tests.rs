@@ -38,3 +38,34 @@ fn the_text_format() {
         h_sum{m=\"n\"} 4.5\nh_count{m=\"n\"} 6\n";
     assert_eq!(page.into_text(), expected);
 }
+
+/// As etcd has them: the figure said `type` alone, so that nobody could tell slow requests from slow refusals.
+#[test]
+fn durations_of_requests_tell_failures_apart() {
+    let metrics = Metrics::default();
+    for result in [Ok(()), Err(Status::unavailable("no leader")), Ok(())] {
+        let started = metrics.begin(Method::Put);
+        let _ = metrics.end(Method::Put, started, result);
+    }
+    let mut page = Exposition::default();
+    metrics.render_requests(&mut page);
+    metrics.render_calls(&mut page);
+    let text = page.into_text();
+    for (line, count) in [
+        (
+            "etcd_server_request_duration_seconds_count{success=\"false\",type=\"Put\"}",
+            1,
+        ),
+        (
+            "etcd_server_request_duration_seconds_count{success=\"true\",type=\"Put\"}",
+            2,
+        ),
+    ] {
+        assert!(text.contains(&format!("{line} {count}\n")), "{line}: {text}");
+    }
+    let all = text.lines().find(|line| {
+        line.starts_with("grpc_server_handling_seconds_count")
+            && line.contains("grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\"")
+    });
+    assert!(all.unwrap().ends_with(" 3"), "{all:?}");
+}

@@ -25,10 +25,13 @@ pub(super) enum Endpoint {
 }
 
 impl Endpoint {
-    /// Whether its errors are lines of text: those of "dist-kv-store" are.
+    /// Whether its errors are lines of text: those of "dist-kv-store" are, and of etcd's probes.
     pub(super) fn answers_in_text(self) -> bool {
         use Endpoint::*;
-        matches!(self, KeyCreate | KeyGet | KeyDelete | Hello | RegisterFollower)
+        matches!(
+            self,
+            KeyCreate | KeyGet | KeyDelete | Hello | RegisterFollower | Livez | Readyz
+        )
     }
 
     /// Whether it is a route of etcd's beside its gateway: what is not there, or not with this method, is told there in

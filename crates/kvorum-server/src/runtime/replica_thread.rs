@@ -73,7 +73,7 @@ pub(crate) fn run(mut node: Node, mailbox: &Mailbox<Input>, outlets: &Outlets, s
                 node.leader(),
                 node.is_leader(),
                 node.raft().term(),
-                is_learner(&node),
+                is_voter(&node),
             )),
         );
         if now >= publish_at || noted != published {
@@ -83,9 +83,9 @@ pub(crate) fn run(mut node: Node, mailbox: &Mailbox<Input>, outlets: &Outlets, s
     }
 }
 
-/// A learner refuses requests: from the moment on in which it is one.
-fn is_learner(node: &Node) -> bool {
-    node.raft().latest_configuration().learners.contains(&node.id())
+/// Who does not vote refuses requests: that it does, or not any more, counts at once.
+fn is_voter(node: &Node) -> bool {
+    node.raft().latest_configuration().is_voter(node.id())
 }
 
 /// Everything that arrived, the shell's own inputs first: what they free, the requests can use at once.

@@ -58,7 +58,7 @@ impl MaintenanceService {
             raft_applied_index: status.applied,
             errors,
             db_size_in_use: db_bytes,
-            is_learner: status.configuration.learners.contains(&status.id),
+            is_learner: status.is_learner(),
             storage_version: storage_version(core.etcd_version),
             db_size_quota: core.operations.quota.bytes as i64,
             downgrade_info: Some(pb::DowngradeInfo::default()),

@@ -1,5 +1,7 @@
 //! A learner answers what etcd's learner does, and refuses all else in its words.
 
+use std::sync::Arc;
+
 use kvorum_proto::Outcome;
 use kvorum_proto::etcdserverpb as pb;
 use kvorum_proto::etcdserverpb::cluster_client::ClusterClient;
@@ -7,9 +9,12 @@ use kvorum_proto::etcdserverpb::kv_client::KvClient;
 use kvorum_proto::etcdserverpb::lease_client::LeaseClient;
 use kvorum_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use kvorum_proto::etcdserverpb::watch_client::WatchClient;
+use kvorum_proto::grpc_health::v1::HealthCheckRequest;
+use kvorum_proto::grpc_health::v1::health_client::HealthClient;
+use kvorum_raft::Configuration;
 use tonic::{Code, Status};
 
-use crate::replica::{MEMBER, Server};
+use crate::replica::{MEMBER, OTHER, Server};
 
 #[track_caller]
 fn refused<T: std::fmt::Debug>(what: &str, result: Result<T, Status>) {
@@ -102,7 +107,14 @@ async fn a_learner_serves_its_own_state_and_no_more() {
     let pings = tokio_stream::iter([pb::LeaseKeepAliveRequest { id: 1 }]);
     refused("keep alive", lease.lease_keep_alive(pings).await);
     let wishes = tokio_stream::iter([pb::WatchRequest::default()]);
-    refused("watch", WatchClient::new(channel).watch(wishes).await);
+    refused("watch", WatchClient::new(channel.clone()).watch(wishes).await);
+    // Who balances load by gRPC's health service sends it nothing.
+    let mut health = HealthClient::new(channel);
+    refused("health", health.check(HealthCheckRequest::default()).await);
+    refused(
+        "health's watch",
+        health.watch(HealthCheckRequest::default()).await,
+    );
 
     server.publish(|status| {
         status.configuration.learners.remove(&MEMBER);
@@ -114,4 +126,28 @@ async fn a_learner_serves_its_own_state_and_no_more() {
     })
     .await
     .unwrap();
+    health.check(HealthCheckRequest::default()).await.unwrap();
+}
+
+/// A newcomer whose log does not hold yet that it was added handed writes on to the leader, and asked it for reads.
+#[tokio::test]
+async fn a_newcomer_is_a_learner_before_it_hears_that_it_was_added() {
+    let server = Server::start();
+    let channel = server.channel().await;
+    let mut kv = KvClient::new(channel.clone());
+    let mut maintenance = MaintenanceClient::new(channel);
+    let others = Configuration::of_voters([OTHER]);
+    for configuration in [Configuration::default(), others] {
+        server.publish(|status| status.configuration = configuration);
+        refused("put", kv.put(pb::PutRequest::default()).await);
+        refused("range", kv.range(pb::RangeRequest::default()).await);
+        let status = maintenance.status(pb::StatusRequest {}).await.unwrap();
+        assert!(status.into_inner().is_learner);
+    }
+    // One that was removed is none: it hears what becomes of it elsewhere.
+    server.publish(|status| {
+        Arc::make_mut(&mut status.cluster).removed.insert(MEMBER);
+    });
+    let status = maintenance.status(pb::StatusRequest {}).await.unwrap();
+    assert!(!status.into_inner().is_learner);
 }

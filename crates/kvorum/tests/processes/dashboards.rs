@@ -122,7 +122,11 @@ async fn all_that_etcds_dashboards_read_is_there_and_true() {
             "grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\"",
             10.0,
         ),
-        ("etcd_server_request_duration_seconds_count", "type=\"Put\"", 10.0),
+        (
+            "etcd_server_request_duration_seconds_count",
+            "success=\"true\",type=\"Put\"",
+            10.0,
+        ),
     ] {
         assert_eq!(value(name, labels), expected, "{name}{{{labels}}}");
     }
