@@ -25,13 +25,10 @@ pub(super) enum Endpoint {
 }
 
 impl Endpoint {
-    /// Whether its errors are lines of text: those of "dist-kv-store" are, and of etcd's probes.
+    /// Whether its errors are lines of text: those of "dist-kv-store" are.
     pub(super) fn answers_in_text(self) -> bool {
         use Endpoint::*;
-        matches!(
-            self,
-            KeyCreate | KeyGet | KeyDelete | Hello | RegisterFollower | Livez | Readyz
-        )
+        matches!(self, KeyCreate | KeyGet | KeyDelete | Hello | RegisterFollower)
     }
 
     /// Whether it is a route of etcd's beside its gateway: what is not there, or not with this method, is told there in

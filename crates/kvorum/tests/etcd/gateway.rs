@@ -365,6 +365,10 @@ fn of_probes() -> Vec<Call> {
         "/livez/linearizable_read",
         "/readyz/nothing",
         "/readyz/non_learner/",
+        "/livez?verbose=false",
+        "/livez?exclude=serializable_read&verbose",
+        "/readyz?exclude=",
+        "/readyz/data_corruption?exclude=data_corruption&verbose",
     ]
     .iter()
     .map(|path| get(path, By::Text))

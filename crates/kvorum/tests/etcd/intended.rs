@@ -1,9 +1,8 @@
 //! Where kvorum is meant to answer otherwise than etcd, with the reasons, and the proof that it does.
 //!
 //! A row whose difference is gone fails: delete it. Beside the rows: etcd sorts without keeping the order of records
-//! that are equal in what is sorted by, kvorum leaves those in the order of their keys (`call/ties.rs`); and etcd keeps
-//! hashes that it made before compactions, so that HashKV at the compacted revision is that of the state before it, with
-//! the compacted revision of before: such requests are not drawn.
+//! that are equal in what is sorted by, kvorum leaves those in the order of their keys (`call/ties.rs`); and
+//! HashKV at a revision that was compacted (`compacted.rs`): such requests are not drawn.
 
 use kvorum_client::proto::etcd::range_request::{SortOrder, SortTarget};
 use kvorum_client::proto::etcd::request_op::Request as Op;

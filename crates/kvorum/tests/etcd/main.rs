@@ -14,6 +14,7 @@ mod call;
 #[path = "../processes/cluster.rs"]
 #[allow(dead_code, reason = "shared with the tests of processes")]
 mod cluster;
+mod compacted;
 mod ctl;
 mod gateway;
 mod gateway_users;
