@@ -1,4 +1,4 @@
-//! gRPC's health service: a member serves while it can answer a local read, until it drains.
+//! gRPC's health service: a member serves until it drains. A learner refuses these questions like etcd's (`routes`).
 
 use std::pin::Pin;
 
