@@ -43,7 +43,7 @@ impl Backoff {
 }
 
 /// Most times that one call logs in anew.
-const LOGINS_MAX: usize = 3;
+pub(crate) const LOGINS_MAX: usize = 3;
 
 /// How an attempt ended that brought no answer.
 struct Failure {

@@ -9,7 +9,7 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::call::Backoff;
+use crate::call::{Backoff, LOGINS_MAX};
 use crate::error::{Verdict, describe, judge, rejected};
 use crate::proto::election::election_client::ElectionClient;
 use crate::proto::lock::lock_client::LockClient;
@@ -143,7 +143,7 @@ impl Client {
         F: Fn(Channel, Request<Q>) -> R,
         R: Future<Output = Result<Response<A>, Status>>,
     {
-        let (started, mut backoff) = (Instant::now(), Backoff::new());
+        let (started, mut backoff, mut logins) = (Instant::now(), Backoff::new(), 0);
         loop {
             let status = match self.attempt_to_wait(&request, &send).await {
                 Ok(Ok(answer)) => {
@@ -153,6 +153,9 @@ impl Client {
                 Ok(Err(status)) => restored(status),
                 Err(message) => Status::unavailable(message),
             };
+            if self.is_to_log_in(&status, &mut logins).await {
+                continue;
+            }
             match judge(&status) {
                 // A connection that was lost gave up the place, perhaps after it was found again through another.
                 Verdict::Refused
@@ -164,6 +167,14 @@ impl Client {
             self.note_attempt(started, Some(&describe(&status)));
             tokio::time::sleep(backoff.next()).await;
         }
+    }
+
+    /// Whether a call that failed so is to be sent again with another login. `logins` counts those in a row: who waits
+    /// for long may outlive many tokens.
+    async fn is_to_log_in(&self, status: &Status, logins: &mut usize) -> bool {
+        let again = *logins < LOGINS_MAX && self.relogin(status.message()).await.is_some();
+        *logins = if again { *logins + 1 } else { 0 };
+        again
     }
 
     /// One attempt; the outer error is of the connection.
@@ -178,8 +189,14 @@ impl Client {
             .channel(self.inner.attempt_timeout)
             .await
             .inspect_err(|_| self.inner.endpoints.failed(position))?;
-        let answer = send(channel, with_leader(request.clone())).await;
-        let answer = answer.map(Response::into_inner);
+        let mut request = with_leader(request.clone());
+        let signed = self
+            .sign(&channel, self.inner.attempt_timeout, &mut request)
+            .await;
+        let answer = match signed {
+            Ok(()) => send(channel, request).await.map(Response::into_inner),
+            Err(status) => Err(status),
+        };
         if let Err(status) = &answer {
             let verdict = judge(status);
             if !matches!(verdict, Verdict::Refused) {
@@ -219,7 +236,7 @@ impl Observer {
     /// # Errors
     /// [`Error::Rejected`] if the server refuses the observer.
     pub async fn next(&mut self) -> Result<election::LeaderResponse, Error> {
-        let (started, mut backoff) = (Instant::now(), Backoff::new());
+        let (started, mut backoff, mut logins) = (Instant::now(), Backoff::new(), 0);
         loop {
             let status = match &mut self.stream {
                 Some((position, stream)) => match stream.message().await {
@@ -258,6 +275,9 @@ impl Observer {
                 }
             };
             let status = restored(status);
+            if self.client.is_to_log_in(&status, &mut logins).await {
+                continue;
+            }
             if matches!(judge(&status), Verdict::Refused | Verdict::Unimplemented) {
                 return Err(rejected(&status));
             }

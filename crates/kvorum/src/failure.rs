@@ -132,7 +132,7 @@ pub const READ_BACK: &str = "read it back before writing again";
 
 /// What stands behind a server's words, where these are etcd's and so cannot say more.
 fn advice_on(words: &str) -> Option<&'static str> {
-    const ADVICE: [(&str, &str); 11] = [
+    const ADVICE: [(&str, &str); 12] = [
         (
             "request is too large",
             "the limit is the members' --request-bytes-max, 1.5MiB by default",
@@ -168,6 +168,10 @@ fn advice_on(words: &str) -> Option<&'static str> {
         (
             "permission denied",
             "`kvorum user get` and `kvorum role get` tell a user what it may; the user root may everything",
+        ),
+        (
+            "invalid auth management",
+            "while authentication is on, the user root and its role stay; and a permission's range ends after it begins",
         ),
         ("root user does not exist", "make it: `kvorum user add root`"),
         (

@@ -95,11 +95,11 @@ pub async fn run(args: StatusArgs) -> Result<(), Failure> {
     let failed = |answer: &Answer| answer.status.is_err();
     if answers.iter().any(failed) {
         // Each has its row and its remark.
-        let none = answers.iter().all(failed);
-        let message = if none {
-            "no server answered; check --endpoints"
-        } else {
-            ""
+        let refused = |answer: &Answer| matches!(answer.status, Err(Error::Rejected { .. }));
+        let message = match answers.iter().all(failed) {
+            true if answers.iter().any(refused) => "no server says how it is",
+            true => "no server answered; check --endpoints",
+            false => "",
         };
         return Err(Failure::new(Code::Unavailable, message));
     }

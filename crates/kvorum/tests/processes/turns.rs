@@ -3,10 +3,10 @@
 
 use std::process::Stdio;
 
-use kvorum_client::Client;
 use kvorum_client::proto::etcd;
 use kvorum_client::proto::etcd::alarm_request::AlarmAction;
 use kvorum_client::proto::etcd::maintenance_client::MaintenanceClient;
+use kvorum_client::{Client, Credentials, Options};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
@@ -319,4 +319,47 @@ async fn history_trees_compaction_and_alarms_at_the_command_line() {
         serde_json::json!([{"member": "0000000000000007", "alarm": "CORRUPT"}])
     );
     assert_eq!(call(&["alarm", "list"]).await, "");
+}
+
+/// Once, locks and elections were asked for without the caller's name: where users were on, nobody got any.
+#[tokio::test]
+async fn who_logs_in_gets_locks_and_leads() {
+    let cluster = Cluster::start(1, &[]).await;
+    let at = ["--endpoints", &cluster.members[0].client];
+    let by_root = [at[0], at[1], "--user", "root:secret"];
+    for args in [
+        &["user", "add", "root:secret"][..],
+        &["user", "grant-role", "root", "root"],
+        &["auth", "enable"],
+    ] {
+        run(&[args, &at].concat()).await;
+    }
+    let options = Options {
+        endpoints: vec![at[1].to_owned()],
+        credentials: Some(Credentials {
+            user: "root".to_owned(),
+            password: "secret".to_owned(),
+        }),
+        ..Options::default()
+    };
+    let client = Client::new(options).unwrap();
+    let lease = client.lease_grant(120, 0).await.unwrap().id;
+    let held = timeout(PATIENCE, client.lock("l", lease)).await.unwrap().unwrap();
+    client.unlock(held.key).await.unwrap();
+
+    // Its token is none any more.
+    run(&[&["auth", "disable"][..], &by_root].concat()).await;
+    run(&[&["auth", "enable"][..], &at].concat()).await;
+    let won = client.campaign("e", lease, "me");
+    timeout(PATIENCE, won).await.unwrap().unwrap();
+    run(&[&["auth", "disable"][..], &by_root].concat()).await;
+    run(&[&["auth", "enable"][..], &at].concat()).await;
+    let mut observer = client.observe("e");
+    let leads = timeout(PATIENCE, observer.next()).await.unwrap().unwrap();
+    assert_eq!(&leads.kv.unwrap().value[..], b"me");
+
+    run(&[&["lock"][..], &by_root, &["l", "--", "true"]].concat()).await;
+    try_run(&[&["lock"][..], &at, &["l", "--", "true"]].concat())
+        .await
+        .failed(1, &["authentication is on"]);
 }
