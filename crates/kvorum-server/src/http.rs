@@ -60,7 +60,10 @@ pub struct HttpLimits {
     pub ping_timeout: Duration,
     /// Bytes of request bodies that a client may send ahead on one stream, and
     pub stream_window_bytes: u32,
-    /// on all streams of a connection together.
+    /// on all streams of a connection together. It is more than what is sent ahead usually, because of small messages:
+    /// a connection is closed ("too many data frames") when half of this is used up by frames that wait to be read,
+    /// each counted as 256 bytes less its length; a stream full of the smallest renewals of leases, 15 bytes each, must
+    /// stay below that.
     pub connection_window_bytes: u32,
 }
 
@@ -74,7 +77,7 @@ impl Default for HttpLimits {
             ping_interval: Duration::from_secs(20),
             ping_timeout: Duration::from_secs(20),
             stream_window_bytes: 256 * 1024,
-            connection_window_bytes: 2 * 1024 * 1024,
+            connection_window_bytes: 9 * 1024 * 1024,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::stream::{FuturesOrdered, StreamExt};
 use kvorum_model::{Command, Error, Reply};
 use kvorum_mvcc::Applied;
 use kvorum_node::LeaseAsk;
@@ -19,6 +20,8 @@ use crate::metrics::Method;
 
 /// Answers of one stream that its client has not taken yet.
 const ANSWERS_WAITING_MAX: usize = 64;
+/// Renewals of one stream that are under way at the same time.
+const RENEWALS_MAX: usize = 256;
 /// IDs that are tried where the server chooses, before its caller hears that they are taken.
 const CHOICES_MAX: usize = 4;
 
@@ -194,7 +197,10 @@ impl EtcdLease {
     }
 }
 
-/// Answers the renewals of one stream, one after the other, until it ends.
+/// Answers the renewals of one stream, in their order, until it ends.
+///
+/// Many are under way at the same time: one client renews all its leases on one stream, perhaps thousands at once. Each
+/// of them waits for the leader, and what is not even read meanwhile counts against the whole connection.
 async fn renew(
     service: EtcdLease,
     context: Context,
@@ -204,9 +210,11 @@ async fn renew(
     let mut phase = service.core.phase.clone();
     let reason: Status = {
         let asked = async {
+            let mut under_way = FuturesOrdered::new();
+            let mut is_open = true;
             loop {
-                match client.message().await {
-                    Ok(Some(request)) => match service.keep_alive_counted(&context, request.id).await {
+                tokio::select! {
+                    Some(answer) = under_way.next() => match answer {
                         Ok(answer) => {
                             if answers.send(Ok(answer)).await.is_err() {
                                 return None;
@@ -214,8 +222,14 @@ async fn renew(
                         }
                         Err(status) => return Some(status),
                     },
-                    Ok(None) => return None,
-                    Err(status) => return Some(status),
+                    request = client.message(), if is_open && under_way.len() < RENEWALS_MAX => match request {
+                        Ok(Some(request)) => {
+                            under_way.push_back(service.keep_alive_counted(&context, request.id));
+                        }
+                        Ok(None) => is_open = false,
+                        Err(status) => return Some(status),
+                    },
+                    else => return None,
                 }
             }
         };

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
-use kvorum_client::proto::etcd;
+use kvorum_client::proto::etcd::{self, lease_client::LeaseClient};
 use kvorum_client::{Code, Error};
 use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 
 use crate::cluster::{Cluster, PATIENCE, client};
 use crate::program::{eventually, run, try_run};
@@ -165,4 +167,39 @@ async fn leases_at_the_command_line() {
         (revoked >= Some(2)).then_some(())
     })
     .await;
+}
+
+/// Once, the renewals of one stream were made one after the other, and what waited meanwhile, thousands of small frames,
+/// was taken for an attack: the connection was closed with all that was on it. A client of so many leases renews them
+/// all at once, again and again, and so lost them.
+#[tokio::test]
+async fn one_client_renews_thousands_of_leases_at_once() {
+    const RENEWALS: i64 = 16_000;
+    const FIRST: i64 = 1 << 62;
+    let mut cluster = Cluster::start(3, &[]).await;
+    let follower = (cluster.leader().await + 1) % 3;
+    let follower = &cluster.members[follower];
+    follower.client().lease_grant(600, FIRST).await.unwrap();
+    // One message, one frame: what waits in a channel of one place is sent as it comes.
+    let (renewals, burst) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        for n in 0..RENEWALS {
+            let id = FIRST + n % 2;
+            renewals.send(etcd::LeaseKeepAliveRequest { id }).await.unwrap();
+        }
+    });
+    let address = Channel::from_shared(format!("http://{}", follower.client)).unwrap();
+    let mut lease = LeaseClient::new(address.connect().await.unwrap());
+    let answers = lease.lease_keep_alive(ReceiverStream::new(burst)).await;
+    let mut answers = answers.unwrap().into_inner();
+    for n in 0..RENEWALS {
+        let answer = answers.message().await.unwrap().unwrap();
+        // The second lease was never granted.
+        let expected = (FIRST + n % 2, if n % 2 == 0 { 600 } else { 0 });
+        assert_eq!((answer.id, answer.ttl), expected, "answer {n}");
+    }
+    assert!(
+        answers.message().await.unwrap().is_none(),
+        "each was answered once"
+    );
 }
