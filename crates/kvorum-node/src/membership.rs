@@ -35,6 +35,8 @@ pub(crate) struct Membership {
     pending: FxHashMap<Token, Pending>,
     /// The newest membership entry this member appended as leader: the next ID is read only after it is applied.
     last_change: Index,
+    /// This member was removed, and has still to apply what it knows to be committed.
+    ends: bool,
 }
 
 impl Node {
@@ -255,6 +257,20 @@ impl Node {
             if let Some(id) = pending.id {
                 context.admin_done(id, Ok(AdminReply::Changed(pending.added)));
             }
+        }
+    }
+
+    /// The core says that this member was removed.
+    pub(crate) fn removed(&mut self, context: &mut Context<'_>) {
+        self.membership.ends = true;
+        self.settle_removal(context);
+    }
+
+    /// A member that was removed ends, but not before whoever asked for it on this member is answered.
+    pub(crate) fn settle_removal(&mut self, context: &mut Context<'_>) {
+        if self.membership.ends && self.applied >= self.raft.commit() {
+            self.membership.ends = false;
+            context.out.push(Effect::Removed);
         }
     }
 

@@ -305,6 +305,7 @@ impl Node {
         self.settle_leases(context, &report.leases);
         self.settle_changes(context);
         self.note_digests(context, report.digests);
+        self.settle_removal(context);
     }
 
     fn follow_role(&mut self, context: &mut Context<'_>) {
@@ -421,7 +422,7 @@ impl Node {
             Core::Unknown { token } => self.change_unknown(context, token),
             Core::Purge(base) => context.out.push(Effect::Purge(base)),
             Core::PeerLostData(peer) => context.out.push(Effect::PeerLostData(peer)),
-            Core::Removed => context.out.push(Effect::Removed),
+            Core::Removed => self.removed(context),
             Core::Fatal(why) => context.out.push(Effect::Fatal(why)),
             Core::Role { .. } | Core::Config { .. } | Core::Committed(_) => {}
         }

@@ -124,13 +124,20 @@ impl Acquaintance {
         }
     }
 
+    /// # Errors
+    /// PermissionDenied if this member was removed for good.
+    pub fn check_not_removed(&self, id: u64) -> Result<(), Status> {
+        if !self.removed.read().expect("no panic while held").contains(&id) {
+            return Ok(());
+        }
+        Err(Status::permission_denied(format!(
+            "member {id:016x} was removed from the cluster; start it anew with an empty directory as a new member"
+        )))
+    }
+
     fn judge_member(&self, hello: &Hello) -> Result<(), Status> {
         let id = hello.member_id;
-        if self.removed.read().expect("no panic while held").contains(&id) {
-            return Err(Status::permission_denied(format!(
-                "member {id:016x} was removed from the cluster; start it anew with an empty directory as a new member"
-            )));
-        }
+        self.check_not_removed(id)?;
         let incarnation = read_u128(&hello.incarnation)?;
         let recorded = self
             .members

@@ -119,6 +119,7 @@ impl PeerService {
         answers.try_send(Ok(first)).expect("a new channel has room");
         let (inbox, metrics, from) = (self.inbox.clone(), self.metrics.clone(), hello.member_id);
         let (farewell, net) = (self.farewell.clone(), self.net.clone());
+        let acquaintance = self.acquaintance.clone();
         let figures = (from != 0).then(|| metrics.peers.of(from));
         tokio::spawn(async move {
             // Held to the end: the dialler hears on it that the stream ended.
@@ -137,6 +138,13 @@ impl PeerService {
                 let Ok(Some(frame)) = frame else { break };
                 if let Some(figures) = &figures {
                     figures.received_bytes.add(frame.payload.len() as u64);
+                }
+                // Nothing could be answered any more, not even that it was removed: it hears that when it calls again.
+                if !net.has(from)
+                    && let Err(removed) = acquaintance.check_not_removed(from)
+                {
+                    let _ = answers.send(Err(removed)).await;
+                    break;
                 }
                 match PeerMessage::decode(frame.payload) {
                     Ok(message) if message.from == from && from != 0 => {
@@ -186,6 +194,9 @@ impl Peer for PeerService {
             .as_ref()
             .ok_or_else(|| Status::invalid_argument("a snapshot starts with a Hello"))?;
         self.acquaintance.judge(hello)?;
+        if hello.member_id == 0 {
+            return Err(Status::permission_denied("only members send snapshots"));
+        }
         self.snapshots.receive(first, chunks).await.map(Response::new)
     }
 

@@ -41,6 +41,9 @@ const LANE_MESSAGES_MAX: usize = 8192;
 const FRAMES_MAX: usize = 256;
 /// A peer that does not answer a connection or a Hello for so long is tried again.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A member that was removed is talked to for so long: it may lead until its removal is committed, which takes answers,
+/// and must hear of it.
+const FAREWELL: Duration = Duration::from_secs(10);
 /// Pauses between tries, doubling from the first to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// Largest frame: an append is limited to far less, but one entry may be larger than an append.
@@ -87,6 +90,8 @@ pub(crate) struct PeerTimeouts {
 
 struct Peer {
     addresses: Vec<String>,
+    /// It was removed, and its time runs.
+    is_leaving: bool,
     figures: Arc<PeerFigures>,
     answers: Arc<Answers>,
     control: mpsc::Sender<PeerMessage>,
@@ -149,7 +154,7 @@ impl PeerNet {
     }
 
     /// The peers are now these, with their addresses (`host:port`), and those that dialled this member and are not
-    /// `removed`; connections to others end.
+    /// `removed`; connections to others end, those to members that were removed after [`FAREWELL`].
     pub fn set_peers(&self, mut wanted: BTreeMap<u64, Vec<String>>, removed: &BTreeSet<u64>) {
         {
             let mut met = self.shared.met.lock().expect("no panic while held");
@@ -159,15 +164,41 @@ impl PeerNet {
             }
         }
         let mut peers = self.shared.peers.write().expect("no panic while held");
-        self.shared.metrics.peers.keep(|id| wanted.contains_key(&id));
-        peers.retain(|id, peer| {
-            wanted
-                .get(id)
-                .is_some_and(|addresses| *addresses == peer.addresses)
+        peers.retain(|id, peer| match wanted.get(id) {
+            Some(addresses) => *addresses == peer.addresses,
+            None if removed.contains(id) => {
+                if !std::mem::replace(&mut peer.is_leaving, true) {
+                    self.let_go_later(*id);
+                }
+                true
+            }
+            None => false,
         });
+        let metrics = &self.shared.metrics.peers;
+        metrics.keep(|id| wanted.contains_key(&id) || peers.contains_key(&id));
         for (id, addresses) in wanted {
             peers.entry(id).or_insert_with(|| self.start(id, addresses));
         }
+    }
+
+    /// Ends the connection to a member that was removed when its time is over.
+    fn let_go_later(&self, id: u64) {
+        let shared = Arc::downgrade(&self.shared);
+        self.shared.runtime.spawn(async move {
+            tokio::time::sleep(FAREWELL).await;
+            if let Some(shared) = shared.upgrade() {
+                let gone = shared.peers.write().expect("no panic while held").remove(&id);
+                drop(gone);
+                let peers = shared.peers.read().expect("no panic while held");
+                shared.metrics.peers.keep(|id| peers.contains_key(&id));
+            }
+        });
+    }
+
+    /// Whether this member sends to that one.
+    pub(crate) fn has(&self, id: u64) -> bool {
+        let peers = self.shared.peers.read().expect("no panic while held");
+        peers.contains_key(&id)
     }
 
     /// The peers that the cluster's records name, other than this member.
@@ -307,6 +338,7 @@ impl PeerNet {
         let (bulk, bulk_task) = lane(Lane::Bulk);
         Peer {
             addresses,
+            is_leaving: false,
             figures,
             answers,
             control,

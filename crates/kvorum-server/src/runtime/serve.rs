@@ -127,7 +127,11 @@ pub fn serve(
             server.drain(deadline.saturating_duration_since(Instant::now()));
             Ok(())
         }
-        End::Removed => Err(ServeError::Removed),
+        // Perhaps it was asked for here.
+        End::Removed => {
+            server.drain(HANDOVER.min(options.drain_timeout));
+            Err(ServeError::Removed)
+        }
         End::Stranger(why) => Err(ServeError::Start(StartError::Directory {
             dir: options.data_dir,
             why,

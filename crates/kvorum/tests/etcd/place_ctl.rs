@@ -208,7 +208,7 @@ async fn members_are_added_promoted_and_removed_by_etcdctl() {
         "{removed}"
     );
     let mut gone = cluster.members.remove(gone);
-    gone.end(PATIENCE).await;
+    gone.ended(PATIENCE).await;
     at_last(&one, &["put", "after", "1"]).await;
     assert_eq!(
         json(&one, &["member", "list"]).await["members"]

@@ -124,6 +124,13 @@ impl Member {
         }
     }
 
+    /// Waits until it ends by itself, which [`Member::end`] does not tell from an end with its standard input.
+    pub async fn ended(&mut self, at_most: Duration) -> ExitStatus {
+        let mut process = self.process.take().expect("it runs");
+        let what = format!("{} ends by itself", self.name);
+        eventually(&what, at_most, async || process.try_wait().unwrap()).await
+    }
+
     /// Whether it runs; that it ended by itself is a failure.
     pub fn is_running(&mut self) -> bool {
         let Some(process) = &mut self.process else {

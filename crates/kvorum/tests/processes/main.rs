@@ -22,6 +22,7 @@ mod load;
 mod one_member;
 mod place;
 mod program;
+mod removal;
 mod replaced;
 mod replacement;
 mod restore;
