@@ -21,7 +21,7 @@ const SECOND: Micros = 1_000_000;
 /// When a proposed end that did not come is proposed again.
 const REVOKE_RETRY: Micros = 3 * SECOND;
 /// Ends of leases that are proposed together: about 8 KiB in the log. Other writes wait for no more than so many of
-/// them, and the next follow after a rest twice as long as these took, so that two thirds of the log, the disks and the
+/// them, and the next follow after a rest three times as long as these took, so that three quarters of the log, the disks and the
 /// processors stay for others, however fast they are.
 pub(crate) const REVOKING_MAX: usize = 128;
 /// Longest of these rests: where others make it slow, leases end all the same.
@@ -206,7 +206,7 @@ impl Lessor {
                     if lease.revoking {
                         (self.revoking, self.progress_at) = (self.revoking.saturating_sub(1), now);
                         let took = now.saturating_sub(self.proposed_at);
-                        self.rest_until = now + (2 * took).min(REST_MAX);
+                        self.rest_until = now + (3 * took).min(REST_MAX);
                     }
                 }
             }
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn many_that_end_together_leave_two_thirds_of_the_time_to_others() {
+    fn many_that_end_together_leave_three_quarters_of_the_time_to_others() {
         let records: Vec<LeaseRecord> = (1..=1000).map(|id| record(id, 5, 0)).collect();
         let mut lessor = primary(&records);
         let mut seen = Vec::new();
@@ -418,7 +418,7 @@ mod tests {
                 seen.push(id);
             }
             let Some(rested) = lessor.rests_until() else { break };
-            assert_eq!(rested, now + (2 * took).min(REST_MAX));
+            assert_eq!(rested, now + (3 * took).min(REST_MAX));
             assert!(ends(&mut lessor, rested - 1).is_empty());
             now = rested;
             open = ends(&mut lessor, now);

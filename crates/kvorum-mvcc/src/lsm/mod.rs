@@ -43,6 +43,7 @@ use lsm_tree::{
     AbstractTree, AnyTree, Cache, CompressionType, InternalValue, Memtable, SeqNo, SequenceNumberCounter,
     Tree, ValueType,
 };
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use self::fault::{Fault, guarded};
 use self::graveyard::Graveyard;
@@ -72,6 +73,10 @@ pub struct Options {
     /// Size at which a memtable is sealed and flushed. What is not flushed, which a restart replays from the
     /// log, stays under five times this.
     pub memtable_bytes: u64,
+    /// Has each memtable sealed somewhere between three quarters of that size and all of it, drawn from this seed. Members
+    /// apply the same writes: with seeds of their own they do not all flush in the same moment, and a majority of
+    /// them is not flushing. `None`: at that size.
+    pub stagger: Option<u64>,
     /// Memory for blocks of table files.
     pub cache_bytes: u64,
     /// How long a view may be read after a batch, a flush or a compaction has superseded it.
@@ -84,6 +89,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             memtable_bytes: 32 << 20,
+            stagger: None,
             cache_bytes: 64 << 20,
             view_age_max: Duration::from_secs(600),
             compress: true,
@@ -92,6 +98,15 @@ impl Default for Options {
 }
 
 impl Options {
+    /// The size at which this memtable is sealed.
+    fn seal_bytes(&self, memtable: &Memtable) -> u64 {
+        let Some(seed) = self.stagger else {
+            return self.memtable_bytes;
+        };
+        let drawn = xxh3_64_with_seed(&memtable.id().to_le_bytes(), seed);
+        self.memtable_bytes - drawn % (self.memtable_bytes / 4).max(1)
+    }
+
     /// The hard limit of what is not flushed: beyond it a write waits, and is refused if the disk is full.
     fn unflushed_bytes_max(&self) -> u64 {
         self.memtable_bytes * (SEALED_MAX as u64 + 2)
@@ -136,6 +151,8 @@ struct Shared {
 struct Writer {
     active: Arc<Memtable>,
     mark: u64,
+    /// The size at which the active one is sealed.
+    seal_bytes: u64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -219,6 +236,7 @@ impl LsmStore {
             writer: Mutex::new(Writer {
                 active: active.clone(),
                 mark,
+                seal_bytes: options.seal_bytes(&active),
             }),
             structure: Mutex::new(Structure::new(active)),
             manifest: Mutex::new(manifest::Stated::durable(found)),
@@ -329,6 +347,7 @@ impl Shared {
             return Ok(());
         };
         writer.active = self.tree.active_memtable();
+        writer.seal_bytes = self.options.seal_bytes(&writer.active);
         structure.rotated(sealed, writer.mark, writer.active.clone());
         self.publish(&structure)?;
         drop(structure);
@@ -367,7 +386,7 @@ impl Store for LsmStore {
         let shared = &*self.shared;
         shared.check()?;
         let mut writer = lock(&shared.writer);
-        if writer.active.size() >= shared.options.memtable_bytes
+        if writer.active.size() >= writer.seal_bytes
             && shared.unflushed_bytes(&writer) >= shared.options.unflushed_bytes_max()
         {
             shared.make_room(&mut writer)?;
@@ -414,7 +433,7 @@ impl Store for LsmStore {
         shared.check()?;
         shared.published.end_old(shared.options.view_age_max);
         let mut writer = lock(&shared.writer);
-        if writer.active.size() >= shared.options.memtable_bytes {
+        if writer.active.size() >= writer.seal_bytes {
             shared.make_room(&mut writer)?;
         }
         Ok(())

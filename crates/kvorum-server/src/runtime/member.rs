@@ -81,6 +81,7 @@ impl Member {
         let runtime = runtime.handle().clone();
         let store_options = lsm::Options {
             memtable_bytes: options.memtable_bytes as u64,
+            stagger: Some(directory.identity.member),
             cache_bytes: options.cache_bytes as u64,
             ..lsm::Options::default()
         };

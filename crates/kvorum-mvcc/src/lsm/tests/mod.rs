@@ -144,6 +144,38 @@ fn flushes_and_compactions_change_no_answer() {
     assert!(store.disk_bytes() > 0);
 }
 
+/// Three members apply the same writes. When they sealed at the same size they flushed, all three, in the same moment,
+/// and no majority was quick: writes stood for up to a tenth of a second.
+#[test]
+fn members_do_not_flush_in_the_same_moment() {
+    let sizes = |member: u64| {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options {
+            stagger: Some(member),
+            ..small()
+        };
+        let store = LsmStore::create(dir.path(), options).unwrap();
+        let sizes = (1..=8).map(|mark| {
+            fill(&store, mark..=mark);
+            store.flush().unwrap();
+            super::lock(&store.shared.writer).seal_bytes
+        });
+        sizes.collect::<Vec<u64>>()
+    };
+    let members: Vec<_> = (1..=3).map(sizes).collect();
+    let most = small().memtable_bytes;
+    for sizes in &members {
+        assert!(
+            sizes.iter().all(|&size| 3 * most / 4 <= size && size <= most),
+            "{sizes:?}"
+        );
+    }
+    for (one, other) in [(0, 1), (1, 2), (2, 0)] {
+        let mut pairs = members[one].iter().zip(&members[other]);
+        assert!(pairs.any(|(a, b)| a.abs_diff(*b) > most / 16), "{members:?}");
+    }
+}
+
 /// Money moves between accounts; every reader sees the same total, by ranges and by point gets.
 #[test]
 fn readers_see_whole_batches_while_tables_change() {
