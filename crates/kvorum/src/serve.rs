@@ -83,6 +83,7 @@ pub fn print_config(args: &ConfigArgs) -> Result<(), Failure> {
     match args.output {
         crate::verbs::Format::Text => config.print_toml(&mut out)?,
         crate::verbs::Format::Json => config.print_json(&mut out)?,
+        crate::verbs::Format::Raw => return Err(crate::verbs::raw_refused()),
     }
     out.end()
 }

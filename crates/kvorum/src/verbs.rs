@@ -42,6 +42,13 @@ pub enum Format {
     Text,
     /// One JSON value, or one a line where there are many
     Json,
+    /// Bytes as they are, of `get` and `ls`: one value with nothing behind it; of many, a zero byte behind each key and value
+    Raw,
+}
+
+/// Why a command does not print [`Format::Raw`].
+pub fn raw_refused() -> Failure {
+    Failure::usage("-o raw prints keys and values: it is for `get` and `ls`")
 }
 
 /// How to reach the cluster, and how to print.
@@ -77,8 +84,16 @@ pub struct ClientArgs {
 }
 
 impl ClientArgs {
-    /// A client with the command's default timeout.
+    /// A client with the command's default timeout, for a command that prints lines.
     pub fn client(&self, timeout: Duration) -> Result<Client, Failure> {
+        if self.raw() {
+            return Err(raw_refused());
+        }
+        self.any_client(timeout)
+    }
+
+    /// The same, for a command that prints in every format.
+    pub fn any_client(&self, timeout: Duration) -> Result<Client, Failure> {
         let timeout = self.timeout.unwrap_or(timeout);
         if timeout < Duration::from_millis(1) {
             let given = format_duration(timeout);
@@ -110,6 +125,11 @@ impl ClientArgs {
     /// Whether to print JSON.
     pub fn json(&self) -> bool {
         self.output == Format::Json
+    }
+
+    /// Whether to print bytes as they are.
+    pub fn raw(&self) -> bool {
+        self.output == Format::Raw
     }
 }
 
@@ -220,6 +240,12 @@ impl Output {
     pub fn line(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         self.0.write_all(bytes)?;
         Ok(self.0.write_all(b"\n")?)
+    }
+
+    /// These bytes and a zero byte.
+    pub fn ended(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.0.write_all(bytes)?;
+        Ok(self.0.write_all(b"\0")?)
     }
 
     /// A key and a value on one line, with a tab between.

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::lease::parse_id;
 use super::record::{Record, records, revision};
-use super::{ClientArgs, Output, TIMEOUT, bytes, key, revision_failure};
+use super::{ClientArgs, Format, Output, TIMEOUT, bytes, key, revision_failure};
 use crate::failure::{Code, Failure};
 
 /// Largest value that is read from standard input: a little over what any server takes.
@@ -178,7 +178,7 @@ fn stdin_value() -> Result<Bytes, Failure> {
 
 /// Reads a key or a range.
 pub async fn get(args: GetArgs) -> Result<(), Failure> {
-    let client = args.client.client(TIMEOUT)?;
+    let client = args.client.any_client(TIMEOUT)?;
     let is_range = args.range.is_range();
     let shown = args.key.to_string_lossy().into_owned();
     let (key, range_end) = args.range.resolve(args.key)?;
@@ -213,7 +213,10 @@ pub async fn get(args: GetArgs) -> Result<(), Failure> {
             args.limit,
             args.client.json(),
             &mut out,
-            |out, kv| out.pair(&kv.key, &kv.value),
+            |out, kv| match args.client.raw() {
+                true => out.ended(&kv.key).and_then(|()| out.ended(&kv.value)),
+                false => out.pair(&kv.key, &kv.value),
+            },
         )
         .await?;
         return out.end();
@@ -227,15 +230,17 @@ pub async fn get(args: GetArgs) -> Result<(), Failure> {
         out.end()?;
         return Err(Failure::new(Code::NotFound, format!("key `{shown}` not found")));
     };
-    if !args.client.json() {
-        out.line(&kv.value)?;
+    match args.client.output {
+        Format::Json => {}
+        Format::Raw => std::io::Write::write_all(&mut out, &kv.value)?,
+        Format::Text => out.line(&kv.value)?,
     }
     out.end()
 }
 
 /// Lists keys.
 pub async fn ls(args: LsArgs) -> Result<(), Failure> {
-    let client = args.client.client(TIMEOUT)?;
+    let client = args.client.any_client(TIMEOUT)?;
     let (key, range_end) = prefix_range(&bytes(args.prefix));
     let request = etcd::RangeRequest {
         key,
@@ -251,7 +256,10 @@ pub async fn ls(args: LsArgs) -> Result<(), Failure> {
         args.limit,
         args.client.json(),
         &mut out,
-        |out, kv| out.line(&kv.key),
+        |out, kv| match args.client.raw() {
+            true => out.ended(&kv.key),
+            false => out.line(&kv.key),
+        },
     )
     .await?;
     out.end()

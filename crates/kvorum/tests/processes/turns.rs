@@ -287,6 +287,18 @@ async fn history_trees_compaction_and_alarms_at_the_command_line() {
         "2\n"
     );
 
+    // Bytes as they are, whatever is in them.
+    call(&["put", "raw/a\nb", "1\n\n"]).await;
+    assert_eq!(call(&["get", "raw/a\nb", "-o", "raw"]).await, "1\n\n");
+    assert_eq!(
+        call(&["get", "raw/", "--prefix", "-o", "raw"]).await,
+        "raw/a\nb\x001\n\n\0"
+    );
+    assert_eq!(call(&["ls", "raw/", "-o", "raw"]).await, "raw/a\nb\0");
+    tried(&["put", "a/k", "4", "-o", "raw"])
+        .await
+        .failed(2, &["`get` and `ls`"]);
+
     // What is overwritten before the compaction is gone, what was valid then is still there.
     let at = (first + 1).to_string();
     assert_eq!(call(&["compact", &at, "--physical"]).await, "OK\n");
