@@ -60,6 +60,12 @@ impl Farewell {
 }
 
 impl PeerService {
+    /// Whether the cluster has this member: by its records, or by its configuration, which names founders before they
+    /// have said their names.
+    fn is_member(&self, id: u64) -> bool {
+        self.acquaintance.is_member(id) || self.handle.status().configuration.contains(id)
+    }
+
     /// A service that feeds `inbox`.
     pub(crate) fn new(
         acquaintance: Arc<Acquaintance>,
@@ -208,7 +214,7 @@ impl Peer for PeerService {
         let hello = request.hello.take();
         let hello = hello.ok_or_else(|| Status::invalid_argument("a peer starts with a Hello"))?;
         self.acquaintance.judge(&hello)?;
-        if !self.acquaintance.is_member(hello.member_id) {
+        if !self.is_member(hello.member_id) {
             return Err(Status::permission_denied("only members hand changes on"));
         }
         operations::forwarded(&self.handle, request)
@@ -220,7 +226,7 @@ impl Peer for PeerService {
         let PeerJoinRequest { hello, request } = request.into_inner();
         let hello = hello.ok_or_else(|| Status::invalid_argument("a peer starts with a Hello"))?;
         self.acquaintance.judge(&hello)?;
-        let from_member = self.acquaintance.is_member(hello.member_id);
+        let from_member = self.is_member(hello.member_id);
         if !from_member && !self.open_join {
             return Err(Status::permission_denied("only members hand announcements on"));
         }

@@ -97,7 +97,7 @@ pub async fn run(args: StatusArgs) -> Result<(), Failure> {
         // Each has its row and its remark.
         let refused = |answer: &Answer| matches!(answer.status, Err(Error::Rejected { .. }));
         let message = match answers.iter().all(failed) {
-            true if answers.iter().any(refused) => "no server says how it is",
+            true if answers.iter().any(refused) => "no server says how it is; each one's answer stands above",
             true => "no server answered; check --endpoints",
             false => "",
         };
