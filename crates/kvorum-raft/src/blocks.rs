@@ -1,6 +1,6 @@
 //! The entries that are held in memory, in blocks: neither growing nor shrinking ever moves what is there. (One
-//! buffer of half a million entries takes tens of milliseconds to move to a larger one, in which a replica does
-//! nothing else.)
+//! buffer of half a million entries takes milliseconds to move to a larger one, in which a replica does nothing
+//! else.)
 //!
 //! Invariants: no block is empty; all between the first and the last are full.
 

@@ -459,8 +459,8 @@ mod tests {
         assert_eq!(log.read(11, 20, 1000), None);
     }
 
-    /// A flush of the store covers half a million entries at once: to drop all of them in one step took a replica tens
-    /// of milliseconds, in which it did nothing else.
+    /// A flush of the store covers half a million entries at once: to drop all of them in one step took a replica
+    /// milliseconds, in which it did nothing else.
     #[test]
     fn what_a_new_base_covers_goes_in_pieces_and_is_not_read_meanwhile() {
         let many = 3 * COVERED_DROPPED_MAX;

@@ -1,7 +1,8 @@
 //! The store on disk: an LSM tree without a journal of its own, because the Raft log already is one.
 //!
 //! It owns the tree (crate `lsm-tree`, one tree for everything), the directory around it ([`layout`]), what it
-//! must hold ([`manifest`]), the threads that flush and compact ([`workers`]), and the views ([`view`]).
+//! must hold ([`manifest`]), the threads that flush and compact ([`workers`]), how what they write reaches the disk
+//! ([`write_behind`]), and the views ([`view`]).
 //! `docs/design/store-format.md` has the files byte by byte and every rule with its reason.
 //!
 //! Invariants:

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 
-/// What is handed to the disk at a time: a millisecond or two of its time.
+/// What is handed to the disk at a time.
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Counts what one writer of tables has written.
